@@ -1,0 +1,102 @@
+"""Every bound of the core, with its reason, and the relations between them, asserted.
+
+The first group is arithmetic: with it no product or sum of the core leaves a signed 64-bit word.
+The second group is memory and work: defaults for `Genesis`, which fixes them for the life of a
+journal, and ceilings that `Genesis` may not pass.
+"""
+
+from typing import Final
+
+from protocol.base import NUMBER_MAX
+
+# Arithmetic. Prices in 1/10000, quantities in 1/100 contract, cash in 1/1000000 currency unit.
+
+PAYOUT_MAX: Final = 10**9
+"""Cap minus floor of an instrument: 100,000 currency units a contract."""
+
+FLOOR_MAGNITUDE_MAX: Final = 10**9
+"""Distance of a scalar's floor from zero; a price is then at most 2 * 10^9 in magnitude."""
+
+BINARY_PAYOUT: Final = 10_000
+"""A binary contract pays one currency unit."""
+
+ORDER_CASH_MAX: Final = 10**15
+"""Quantity times payout of one order: a thousand million currency units."""
+
+POSITION_CASH_MAX: Final = 10**16
+"""Position plus open orders, times payout, of one account in one instrument."""
+
+CASH_MAX: Final = 10**18
+"""All cash inside the venue, per currency: a million million currency units."""
+
+QUANTITY_STEP_MAX: Final = 10**6
+"""Coarsest quantity step: 10,000 contracts."""
+
+NANOSECONDS_PER_MILLISECOND: Final = 10**6
+
+CANCEL_GRACE_MS_MAX: Final = 60_000
+"""Longest grace of a lost session: a minute covers a restart of a client, not an absence."""
+
+# Memory and work.
+
+CURRENCIES_MAX: Final = 16
+"""Ledger currencies; each costs one outside account."""
+
+TICK_ROWS_MAX: Final = 8
+"""Rows of a tick table; known venues use at most five."""
+
+PARTICIPANTS_MAX: Final = 100_000
+ACCOUNTS_MAX: Final = 1_000_000
+KEYS_MAX: Final = 100_000
+INSTRUMENTS_MAX: Final = 1_000_000
+SESSIONS_MAX: Final = 100_000
+ORDERS_MAX: Final = 16_000_000
+POSITIONS_MAX: Final = 64_000_000
+"""Ceilings for Genesis: 32-bit slots with room to spare, and at most some gigabytes of memory."""
+
+LEVELS_PER_SIDE_MAX: Final = 10_000
+"""Live price levels of one side of a book: an insertion then moves at most 400 KB."""
+
+WORK_PER_COMMAND_MAX: Final = 1_024
+"""Ceiling for fills, cancels or expiries of one command: bounds its time and its events."""
+
+GENESIS_DEFAULTS: Final = {
+    "participants_max": 10_000,
+    "accounts_max": 100_000,
+    "keys_max": 10_000,
+    "instruments_max": 100_000,
+    "sessions_max": 10_000,
+    "orders_max": 2_000_000,
+    "positions_max": 4_000_000,
+    "orders_per_account_max": 200_000,
+    "levels_per_side_max": 10_000,
+    "work_per_command_max": 256,
+}
+"""What a new venue gets unless its operator says otherwise: about 700 MB when all is full."""
+
+REPORT_SIZE_MAX: Final = 160
+"""Encoded bytes of one report: array head, tag and at most 15 fields of 9 bytes."""
+
+ENTRY_HEAD_SIZE: Final = 40
+"""Bytes before the payload of a command or event entry."""
+
+COMMANDS_SIZE_MAX: Final = 256 * 1024 - 512
+"""Command entries of one batch: what one journal record holds beside its header."""
+
+COMMAND_PAYLOAD_SIZE_MAX: Final = 4_096
+"""Longest payload of one command: a client's frame is no longer."""
+
+EVENTS_SIZE_MAX: Final = 2 * 1024 * 1024
+"""Event entries of one batch."""
+
+COMMAND_EVENTS_SIZE_MAX: Final = (2 * WORK_PER_COMMAND_MAX + 4) * (
+    ENTRY_HEAD_SIZE + REPORT_SIZE_MAX
+)
+"""Most event bytes that one command can cause: two fills per unit of work, and its answers."""
+
+assert PAYOUT_MAX * (ORDER_CASH_MAX // PAYOUT_MAX) <= ORDER_CASH_MAX <= POSITION_CASH_MAX
+assert 2 * POSITION_CASH_MAX + ORDER_CASH_MAX < NUMBER_MAX
+assert CASH_MAX + 4 * POSITION_CASH_MAX < NUMBER_MAX
+assert FLOOR_MAGNITUDE_MAX + PAYOUT_MAX < NUMBER_MAX
+assert COMMAND_EVENTS_SIZE_MAX < EVENTS_SIZE_MAX // 2
+assert ENTRY_HEAD_SIZE + COMMAND_PAYLOAD_SIZE_MAX < COMMANDS_SIZE_MAX // 2

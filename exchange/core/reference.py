@@ -1,0 +1,395 @@
+"""The cold ring: reference data, money and sessions, in plain Python over the hot core.
+
+Names, keys and listings live here; what orders touch lives in the hot core and is changed through
+its small typed methods. Each message has one handler; a handler checks in the order of the page's
+table, answers with the first failure, and only then changes anything.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from exchange.core import limits
+from exchange.core.hot import Hot
+from protocol import admin, records, transport
+from protocol.base import Message
+from protocol.codes import EventKind, Phase, RejectCode, Role
+
+__all__ = ["KeyState", "Reference"]
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(
+    admin.Participant
+    | admin.Account
+    | admin.Key
+    | admin.Event
+    | admin.Instrument
+    | admin.Deposit
+    | admin.Withdraw
+    | admin.Halt
+    | admin.Resume
+    | records.Genesis
+    | records.Connect
+    | records.Disconnect
+).decode
+
+VENUE_PARTICIPANT: Final = 1
+GENESIS_KEY: Final = 1
+ROLES_MAX: Final = sum(Role)
+
+
+class KeyState(NamedTuple):
+    """A public key that the venue knows."""
+
+    key_id: int
+    participant_id: int
+    roles: int
+
+
+class Refused(NamedTuple):
+    """Why an admin command has no effect."""
+
+    code: RejectCode
+    field: int
+    limit: int = 0
+
+
+class Names(msgspec.Struct):
+    """Everything that the cold ring remembers; lists are indexed by id - 1.
+
+    It is part of the image as it stands, so its fields are plain lists and dicts in the order of
+    insertion, which is that of the journal.
+    """
+
+    venue: str = ""
+    rules_version: int = 0
+    participants_max: int = 0
+    keys_max: int = 0
+    participants: list[str] = []
+    accounts: list[tuple[int, str]] = []
+    keys: list[tuple[bytes, int, int]] = []
+    currencies: list[str] = []
+    events: list[tuple[str, int, str, int, int]] = []
+    instruments: list[tuple[int, str, str]] = []
+    sessions: list[tuple[int, str]] = []
+
+
+class Reference:
+    """Handlers and lookups of the cold ring. `apply` is what the hot core calls back."""
+
+    def __init__(self) -> None:
+        self.hot = Hot(self.apply)
+        self.names = Names()
+        self._max: dict[str, int] = {}
+        self._handlers: dict[type[Message], Callable[[Any], int | Refused]] = {
+            admin.Participant: self._participant,
+            admin.Account: self._account,
+            admin.Key: self._key,
+            admin.Event: self._event,
+            admin.Instrument: self._instrument,
+            admin.Deposit: self._deposit,
+            admin.Withdraw: self._withdraw,
+            admin.Halt: self._halt,
+            admin.Resume: self._resume,
+        }
+        self._index()
+
+    def _index(self) -> None:
+        """Build the lookups that the names imply."""
+        names = self.names
+        self.participant_ids = {name: i for i, name in enumerate(names.participants, 1)}
+        self.account_ids = {name: i for i, name in enumerate(names.accounts, 1)}
+        self.key_ids = {key[0]: i for i, key in enumerate(names.keys, 1)}
+        self.event_ids = {event[0]: i for i, event in enumerate(names.events, 1)}
+        self.instrument_ids = {one[1]: i for i, one in enumerate(names.instruments, 1)}
+        self.session_ids = {name: i for i, name in enumerate(names.sessions, 1)}
+
+    def apply(self, kind: int, session: int, connection: int, number: int, payload: bytes) -> None:
+        """Apply one command that the hot core does not know; the hot core has begun it."""
+        message = _decode(payload)
+        if kind == records.FROM_CLIENT:
+            self._administer(session, number, message)
+        elif isinstance(message, records.Genesis):
+            self._genesis(message, payload)
+        elif isinstance(message, records.Connect):
+            self._connect(session, connection, message)
+        else:
+            assert isinstance(message, records.Disconnect), f"{message} is no venue command"
+            self.hot.disconnect(session, connection, message.reason)
+
+    # Venue and sessions.
+
+    def _genesis(self, m: records.Genesis, payload: bytes) -> None:
+        assert self.hot.sequence == 1, "Genesis is sequence 1, once"
+        assert m.work_per_command_max <= limits.WORK_PER_COMMAND_MAX, "work bound too high"
+        names = self.names
+        names.venue = m.venue
+        names.rules_version = m.rules_version
+        names.participants_max = m.participants_max
+        names.keys_max = m.keys_max
+        bounds = (
+            m.accounts_max,
+            m.instruments_max,
+            m.sessions_max,
+            m.orders_max,
+            m.positions_max,
+            m.orders_per_account_max,
+            m.levels_per_side_max,
+            m.work_per_command_max,
+        )
+        assert min(bounds) > 0, "a limit of zero"
+        # The tables' seed needs to differ between venues and to be the same in every replay.
+        self.hot.configure(bounds, int.from_bytes(m.admin_key[:7], "little"))
+        names.participants.append(m.venue)
+        names.keys.append((m.admin_key, VENUE_PARTICIPANT, int(Role.ADMIN)))
+        self._index()
+
+    def _connect(self, session: int, connection: int, m: records.Connect) -> None:
+        _, participant, roles = self.names.keys[m.key_id - 1]
+        hot = self.hot
+        known = self.session_ids.get((participant, m.session), 0)
+        next_number = hot.session(known)[5] if known else 1
+        if not roles:
+            return self._refuse(session, connection, Refused(RejectCode.UNKNOWN_KEY, 3))
+        if m.next_number > next_number:
+            refused = Refused(RejectCode.NUMBER_AHEAD, 6, next_number)
+            return self._refuse(session, connection, refused)
+        if not known:
+            if hot.session_count >= self._sessions_max():
+                refused = Refused(RejectCode.SESSION_LIMIT, 4, self._sessions_max())
+                return self._refuse(session, connection, refused)
+            known = hot.add_session(participant)
+            self.names.sessions.append((participant, m.session))
+            self.session_ids[participant, m.session] = known
+        hot.connect(known, m.key_id, roles, m.cancel_on_disconnect, m.cancel_grace_ms)
+        state = hot.session(known)
+        assert known == session, "the envelope names another session"
+        assert state[2] == connection, "the envelope names another connection"
+        answer = transport.LogOnAccepted(
+            sequence=hot.sequence,
+            time_ns=hot.time_ns,
+            session_id=session,
+            connection=connection,
+            next_number=state[5],
+            last_client_number=state[4],
+            highest_client_order_id=state[6],
+            keepalive_ms=m.keepalive_ms,
+            cancel_on_disconnect=m.cancel_on_disconnect,
+            cancel_grace_ms=m.cancel_grace_ms,
+            minor=m.minor,
+        )
+        return hot.answer(session, connection, state[5], _encode(answer))
+
+    def _refuse(self, session: int, connection: int, refused: Refused) -> None:
+        answer = transport.LogOnRejected(*refused, text="")
+        self.hot.answer(session, connection, 0, _encode(answer))
+
+    def _sessions_max(self) -> int:
+        return self.hot.limits()[2]
+
+    # Administration.
+
+    def _administer(self, session: int, number: int, message: Message) -> None:
+        handler = self._handlers[type(message)]
+        tag = type(message).__struct_config__.tag
+        assert isinstance(tag, int), "every message has an integer tag"
+        if self.hot.session(session)[1] & Role.ADMIN:
+            outcome = handler(message)
+        else:
+            outcome = Refused(RejectCode.NOT_PERMITTED, 0)
+        hot = self.hot
+        head = (hot.sequence, hot.time_ns, number, tag)
+        if isinstance(outcome, Refused):
+            hot.report(session, _encode(admin.AdminRejected(*head, *outcome)))
+        else:
+            hot.report(session, _encode(admin.AdminAccepted(*head, outcome)))
+
+    def _participant(self, m: admin.Participant) -> int | Refused:
+        names = self.names
+        taken = self.participant_ids.get(m.name)
+        if taken:
+            return Refused(RejectCode.DUPLICATE_NAME, 1, taken)
+        if len(names.participants) >= names.participants_max:
+            return Refused(RejectCode.CAPACITY, 0, names.participants_max)
+        names.participants.append(m.name)
+        self.participant_ids[m.name] = len(names.participants)
+        return len(names.participants)
+
+    def _account(self, m: admin.Account) -> int | Refused:
+        names = self.names
+        if not 1 <= m.participant_id <= len(names.participants):
+            return Refused(RejectCode.UNKNOWN_PARTICIPANT, 1)
+        taken = self.account_ids.get((m.participant_id, m.name))
+        if taken:
+            return Refused(RejectCode.DUPLICATE_NAME, 2, taken)
+        if self._is_full_of_currencies(m.currency):
+            return Refused(RejectCode.CAPACITY, 3, limits.CURRENCIES_MAX)
+        accounts_max = self.hot.limits()[0]
+        if len(names.accounts) >= accounts_max:
+            return Refused(RejectCode.CAPACITY, 0, accounts_max)
+        account = self.hot.add_account(m.participant_id, self._currency(m.currency))
+        names.accounts.append((m.participant_id, m.name))
+        self.account_ids[m.participant_id, m.name] = account
+        assert account == len(names.accounts), "account ids are dense"
+        return account
+
+    def _is_full_of_currencies(self, currency: str) -> bool:
+        known = self.names.currencies
+        return currency not in known and len(known) >= limits.CURRENCIES_MAX
+
+    def _currency(self, currency: str) -> int:
+        """Index of a currency, added when new."""
+        known = self.names.currencies
+        if currency not in known:
+            known.append(currency)
+            index = self.hot.add_currency()
+            assert index == len(known) - 1, "currency indexes are dense"
+        return known.index(currency)
+
+    def _key(self, m: admin.Key) -> int | Refused:
+        names = self.names
+        if not 1 <= m.participant_id <= len(names.participants):
+            return Refused(RejectCode.UNKNOWN_PARTICIPANT, 1)
+        if m.roles > ROLES_MAX:
+            return Refused(RejectCode.INVALID_VALUE, 3, ROLES_MAX)
+        known = self.key_ids.get(m.public_key, 0)
+        if known and names.keys[known - 1][1] != m.participant_id:
+            return Refused(RejectCode.DUPLICATE_NAME, 2, known)
+        if known == GENESIS_KEY and not m.roles & Role.ADMIN:
+            return Refused(RejectCode.INVALID_VALUE, 3, ROLES_MAX)
+        if known:
+            names.keys[known - 1] = (m.public_key, m.participant_id, m.roles)
+            self.hot.set_key_roles(known, m.roles)
+            return known
+        if len(names.keys) >= names.keys_max:
+            return Refused(RejectCode.CAPACITY, 0, names.keys_max)
+        names.keys.append((m.public_key, m.participant_id, m.roles))
+        self.key_ids[m.public_key] = len(names.keys)
+        return len(names.keys)
+
+    def _event(self, m: admin.Event) -> int | Refused:
+        names = self.names
+        taken = self.event_ids.get(m.symbol)
+        if taken:
+            return Refused(RejectCode.DUPLICATE_NAME, 1, taken)
+        if m.kind not in (EventKind.BINARY, EventKind.SCALAR):
+            return Refused(RejectCode.UNSUPPORTED_VALUE, 2)
+        if self._is_full_of_currencies(m.currency):
+            return Refused(RejectCode.CAPACITY, 4, limits.CURRENCIES_MAX)
+        events_max = self.hot.limits()[1]
+        if len(names.events) >= events_max:
+            return Refused(RejectCode.CAPACITY, 0, events_max)
+        names.events.append((m.symbol, m.kind, m.title, self._currency(m.currency), 0))
+        self.event_ids[m.symbol] = len(names.events)
+        return len(names.events)
+
+    def _instrument(self, m: admin.Instrument) -> int | Refused:
+        names = self.names
+        if not 1 <= m.event_id <= len(names.events):
+            return Refused(RejectCode.UNKNOWN_EVENT, 1)
+        taken = self.instrument_ids.get(m.symbol)
+        if taken:
+            return Refused(RejectCode.DUPLICATE_NAME, 2, taken)
+        symbol, kind, title, currency, listed = names.events[m.event_id - 1]
+        if listed:
+            return Refused(RejectCode.INVALID_VALUE, 1, listed)
+        refused = _check_range(m, kind) or _check_ticks(m)
+        if refused:
+            return refused
+        if not 1 <= m.quantity_step <= limits.QUANTITY_STEP_MAX:
+            return Refused(RejectCode.INVALID_VALUE, 7, limits.QUANTITY_STEP_MAX)
+        instruments_max = self.hot.limits()[1]
+        if len(names.instruments) >= instruments_max:
+            return Refused(RejectCode.CAPACITY, 0, instruments_max)
+        instrument = self.hot.add_instrument(
+            currency, m.floor_price, m.cap_price, m.quantity_step, m.tick_table
+        )
+        names.instruments.append((m.event_id, m.symbol, m.title))
+        names.events[m.event_id - 1] = (symbol, kind, title, currency, instrument)
+        self.instrument_ids[m.symbol] = instrument
+        assert instrument == len(names.instruments), "instrument ids are dense"
+        return instrument
+
+    def _check_transfer(self, m: admin.Deposit | admin.Withdraw) -> Refused | None:
+        if not 1 <= m.account_id <= len(self.names.accounts):
+            return Refused(RejectCode.UNKNOWN_ACCOUNT, 1)
+        highest = self.hot.account(m.account_id)[2]
+        if m.transfer_id <= highest:
+            return Refused(RejectCode.DUPLICATE_TRANSFER_ID, 2, highest)
+        return None
+
+    def _deposit(self, m: admin.Deposit) -> int | Refused:
+        refused = self._check_transfer(m)
+        if refused:
+            return refused
+        room = limits.CASH_MAX - self.hot.deposited(self.hot.account(m.account_id)[3])
+        if not 1 <= m.amount <= room:
+            return Refused(RejectCode.CASH_LIMIT, 3, room)
+        self.hot.transfer(m.account_id, m.transfer_id, m.amount)
+        return m.account_id
+
+    def _withdraw(self, m: admin.Withdraw) -> int | Refused:
+        refused = self._check_transfer(m)
+        if refused:
+            return refused
+        if m.amount == 0:
+            return Refused(RejectCode.INVALID_VALUE, 3, 1)
+        cash, requirement = self.hot.account(m.account_id)[:2]
+        if m.amount > cash - requirement:
+            return Refused(RejectCode.INSUFFICIENT_COLLATERAL, 3, cash - requirement)
+        self.hot.transfer(m.account_id, m.transfer_id, -m.amount)
+        return m.account_id
+
+    def _halt(self, m: admin.Halt) -> int | Refused:
+        return self._set_phase(m.instrument_id, Phase.HALTED)
+
+    def _resume(self, m: admin.Resume) -> int | Refused:
+        return self._set_phase(m.instrument_id, Phase.OPEN)
+
+    def _set_phase(self, instrument: int, phase: Phase) -> int | Refused:
+        if not 1 <= instrument <= len(self.names.instruments):
+            return Refused(RejectCode.UNKNOWN_INSTRUMENT, 1)
+        if self.hot.phase(instrument) == phase:
+            return Refused(RejectCode.NO_CHANGE, 0)
+        self.hot.set_phase(instrument, phase)
+        return instrument
+
+    # State as bytes.
+
+    def save(self) -> bytes:
+        """Names and hot state, canonical."""
+        return _encode((self.names, self.hot.save()))
+
+    def restore(self, image: bytes) -> None:
+        """Become what `save` wrote; ValueError when the bytes are not such an image."""
+        self.names, words = msgspec.msgpack.decode(image, type=tuple[Names, bytes])
+        self._index()
+        self.hot.restore(words)
+
+
+def _check_range(m: admin.Instrument, kind: int) -> Refused | None:
+    if kind == EventKind.BINARY:
+        if m.floor_price != 0:
+            return Refused(RejectCode.INVALID_VALUE, 4, 0)
+        if m.cap_price != limits.BINARY_PAYOUT:
+            return Refused(RejectCode.INVALID_VALUE, 5, limits.BINARY_PAYOUT)
+        return None
+    if abs(m.floor_price) > limits.FLOOR_MAGNITUDE_MAX:
+        return Refused(RejectCode.INVALID_VALUE, 4, limits.FLOOR_MAGNITUDE_MAX)
+    if m.cap_price <= m.floor_price:
+        return Refused(RejectCode.INVALID_VALUE, 5, m.floor_price)
+    if m.cap_price - m.floor_price > limits.PAYOUT_MAX:
+        return Refused(RejectCode.INVALID_VALUE, 5, limits.PAYOUT_MAX)
+    return None
+
+
+def _check_ticks(m: admin.Instrument) -> Refused | None:
+    """The first row starts at the floor, starts increase below the cap, sizes are positive."""
+    previous = m.floor_price - 1
+    for index, (start, size) in enumerate(m.tick_table):
+        is_first_wrong = index == 0 and start != m.floor_price
+        if is_first_wrong or not previous < start < m.cap_price or size < 1:
+            return Refused(RejectCode.INVALID_VALUE, 6, index)
+        previous = start
+    return None
