@@ -30,7 +30,7 @@ __all__ = [
     "Withdraw",
 ]
 
-Currency = Annotated[str, Meta(pattern=r"^[A-Z]{3,8}$")]
+Currency = Annotated[str, Meta(pattern=r"^[A-Z]{3,8}\Z")]
 PublicKey = Annotated[bytes, Meta(min_length=32, max_length=32)]
 TickRow = tuple[I62, U62]
 """(start_price, tick_size): from this price on, up to the next row, prices step by tick_size."""

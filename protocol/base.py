@@ -34,7 +34,7 @@ U16 = Annotated[int, Meta(ge=0, le=2**16 - 1)]
 U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 U62 = Annotated[int, Meta(ge=0, le=NUMBER_MAX)]
 I62 = Annotated[int, Meta(ge=-NUMBER_MAX, le=NUMBER_MAX)]
-Name = Annotated[str, Meta(min_length=1, max_length=32, pattern=r"^[A-Za-z0-9._:-]+$")]
+Name = Annotated[str, Meta(min_length=1, max_length=32, pattern=r"^[A-Za-z0-9._:-]+\Z")]
 Text = Annotated[str, Meta(max_length=TEXT_LENGTH_MAX)]
 
 

@@ -29,7 +29,7 @@ __all__ = [
 
 Nonce = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Signature = Annotated[bytes, Meta(min_length=64, max_length=64)]
-SessionName = Annotated[str, Meta(min_length=1, max_length=16, pattern=r"^[A-Za-z0-9._:-]+$")]
+SessionName = Annotated[str, Meta(min_length=1, max_length=16, pattern=r"^[A-Za-z0-9._:-]+\Z")]
 
 
 class LogOn(Message, frozen=True, tag=1):

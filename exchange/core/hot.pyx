@@ -9,8 +9,9 @@ go through `cold`, plain Python that comes back through the small typed methods 
 
 The parts are included as text, so that the compiler sees one unit:
 tables (hash table, heap), book (pool, levels), collateral (requirement, ledger), reports (events
-out), matching, orders (commands in), image (state to bytes). Cold division never divides negative
-numbers except prices counted from a row of the tick table, which are not negative either.
+out), matching, orders (commands in), reference (what the cold ring changes), image (state to
+bytes), check (invariants), ring (number, time and order of commands). Division is C's: no operand
+is ever negative, prices are counted from the floor first.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize

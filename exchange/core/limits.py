@@ -45,20 +45,25 @@ CURRENCIES_MAX: Final = 16
 TICK_ROWS_MAX: Final = 8
 """Rows of a tick table; known venues use at most five."""
 
-PARTICIPANTS_MAX: Final = 100_000
-ACCOUNTS_MAX: Final = 1_000_000
-KEYS_MAX: Final = 100_000
-INSTRUMENTS_MAX: Final = 1_000_000
-SESSIONS_MAX: Final = 100_000
-ORDERS_MAX: Final = 16_000_000
-POSITIONS_MAX: Final = 64_000_000
-"""Ceilings for Genesis: 32-bit slots with room to spare, and at most some gigabytes of memory."""
-
 LEVELS_PER_SIDE_MAX: Final = 10_000
 """Live price levels of one side of a book: an insertion then moves at most 400 KB."""
 
 WORK_PER_COMMAND_MAX: Final = 1_024
 """Ceiling for fills, cancels or expiries of one command: bounds its time and its events."""
+
+GENESIS_CEILINGS: Final = {
+    "participants_max": 100_000,
+    "accounts_max": 1_000_000,
+    "keys_max": 100_000,
+    "instruments_max": 1_000_000,
+    "sessions_max": 100_000,
+    "orders_max": 16_000_000,
+    "positions_max": 64_000_000,
+    "orders_per_account_max": 16_000_000,
+    "levels_per_side_max": LEVELS_PER_SIDE_MAX,
+    "work_per_command_max": WORK_PER_COMMAND_MAX,
+}
+"""What Genesis may ask for at most: 32-bit slots with room to spare, some gigabytes of memory."""
 
 GENESIS_DEFAULTS: Final = {
     "participants_max": 10_000,
@@ -99,4 +104,6 @@ assert 2 * POSITION_CASH_MAX + ORDER_CASH_MAX < NUMBER_MAX
 assert CASH_MAX + 4 * POSITION_CASH_MAX < NUMBER_MAX
 assert FLOOR_MAGNITUDE_MAX + PAYOUT_MAX < NUMBER_MAX
 assert COMMAND_EVENTS_SIZE_MAX < EVENTS_SIZE_MAX // 2
+assert GENESIS_DEFAULTS.keys() == GENESIS_CEILINGS.keys()
+assert all(0 < GENESIS_DEFAULTS[name] <= GENESIS_CEILINGS[name] for name in GENESIS_CEILINGS)
 assert ENTRY_HEAD_SIZE + COMMAND_PAYLOAD_SIZE_MAX < COMMANDS_SIZE_MAX // 2

@@ -122,7 +122,8 @@ class Reference:
 
     def _genesis(self, m: records.Genesis, payload: bytes) -> None:
         assert self.hot.sequence == 1, "Genesis is sequence 1, once"
-        assert m.work_per_command_max <= limits.WORK_PER_COMMAND_MAX, "work bound too high"
+        for name, ceiling in limits.GENESIS_CEILINGS.items():
+            assert 1 <= getattr(m, name) <= ceiling, f"Genesis asks for {name} beyond its limits"
         names = self.names
         names.venue = m.venue
         names.rules_version = m.rules_version
@@ -138,7 +139,6 @@ class Reference:
             m.levels_per_side_max,
             m.work_per_command_max,
         )
-        assert min(bounds) > 0, "a limit of zero"
         # The tables' seed needs to differ between venues and to be the same in every replay.
         self.hot.configure(bounds, int.from_bytes(m.admin_key[:7], "little"))
         names.participants.append(m.venue)
@@ -363,7 +363,10 @@ class Reference:
 
     def restore(self, image: bytes) -> None:
         """Become what `save` wrote; ValueError when the bytes are not such an image."""
-        self.names, words = msgspec.msgpack.decode(image, type=tuple[Names, bytes])
+        try:
+            self.names, words = msgspec.msgpack.decode(image, type=tuple[Names, bytes])
+        except msgspec.DecodeError as error:
+            raise ValueError(f"image is not one of an engine: {error}") from error
         self._index()
         self.hot.restore(words)
 

@@ -1,0 +1,277 @@
+"""The engine as its owners use it: batches, order of commands, replay, images, determinism."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from exchange.core import limits
+from exchange.core.engine import Engine
+from protocol import admin, records
+from protocol.codes import CancelOnDisconnect, DisconnectReason, OrderType, RejectCode, Side
+from protocol.codes import TimeInForce as Tif
+from protocol.order_entry import (
+    CancelOrder,
+    NewOrder,
+    OrderCanceled,
+    OrderExpired,
+    OrderFilled,
+    OrderRejected,
+    ReplaceOrder,
+)
+from tests.exchange.core.venue import Venue
+
+SECOND_NS = 10**9
+
+
+def rest(client_order_id: int, price: int, quantity: int, side: Side, account: int) -> NewOrder:
+    return NewOrder(client_order_id, 1, account, side, price, quantity)
+
+
+def tags_of(commands: bytes) -> list[int]:
+    """Tag of each command entry (all tests here use tags below 128)."""
+    out, offset = [], 0
+    while offset < len(commands):
+        length = records.COMMAND_HEAD.unpack_from(commands, offset)[0]
+        payload = commands[offset + records.COMMAND_HEAD.size : offset + length]
+        out.append(payload[3] if payload[0] == 0xDC else payload[1])
+        offset += length
+    return out
+
+
+def busy_venue(seed: int, commands: int, **bounds: int) -> Venue:
+    """A venue after random orders, cancels, replaces and lapses of time, in several batches."""
+    rng = random.Random(seed)
+    venue = Venue(**bounds).with_market()
+    for client_order_id in range(1, commands + 1):
+        session = rng.choice((2, 3))
+        side = rng.choice((Side.BUY, Side.SELL))
+        price = rng.randrange(4_500, 5_600, 100)
+        kind = rng.random()
+        if kind < 0.6:
+            expire = venue.now_ns + rng.choice((10_000, SECOND_NS)) if kind < 0.2 else 0
+            message: NewOrder | CancelOrder | ReplaceOrder = NewOrder(
+                client_order_id, 1, session - 1, side, price, rng.randrange(100, 2_000, 100),
+                OrderType.LIMIT, Tif.GTD if expire else Tif.GTC, expire,
+            )  # fmt: skip
+        elif kind < 0.8:
+            message = CancelOrder(rng.randrange(1, client_order_id + 1))
+        else:
+            target = rng.randrange(1, client_order_id + 1)
+            message = ReplaceOrder(
+                client_order_id, target, 0, price, rng.randrange(100, 2_000, 100)
+            )
+        assert venue.send(session, message)
+        if rng.random() < 0.02 and client_order_id < commands:
+            venue.take()
+    venue.take()
+    return venue
+
+
+def test_replay_gives_the_same_events_and_state() -> None:
+    venue = busy_venue(seed=1, commands=2_000)
+    replayed = Engine()
+    for batch in venue.batches:
+        events, crc = replayed.replay(batch.first_sequence, batch.command_count, batch.commands)
+        assert events == batch.events
+        assert crc == batch.events_crc
+    assert replayed.digest() == venue.engine.digest()
+    assert replayed.book_digest() == venue.engine.book_digest()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_image_restores_to_an_engine_that_goes_on_the_same(seed: int) -> None:
+    # A small work bound makes continuations common, so that some images hold pending work.
+    venue = busy_venue(seed, commands=400, work_per_command_max=2)
+    assert any(54 in tags_of(batch.commands) for batch in venue.batches), "no continuation arose"
+    engine = Engine()
+    for batch in venue.batches:
+        engine = Engine.restore(engine.image()) if engine.sequence else engine
+        image = engine.image()
+        assert engine.image() == image
+        events, _ = engine.replay(batch.first_sequence, batch.command_count, batch.commands)
+        assert events == batch.events
+        engine.check()
+    assert engine.digest() == venue.engine.digest()
+
+
+def test_image_with_pending_work_restores() -> None:
+    venue = Venue(work_per_command_max=1).with_market()
+    for index in range(1, 4):
+        venue.send(2, rest(index, 5_000, 100, Side.SELL, 1))
+    venue.take()
+    sweep = NewOrder(1, 1, 2, Side.BUY, 5_000, 1_000)
+    venue.send(3, sweep)
+    batch = venue.engine.take_batch()
+    assert tags_of(batch.commands) == [10, 54, 54]
+    # Replaying only the first command leaves the sweep pending.
+    head_length = records.COMMAND_HEAD.unpack_from(batch.commands)[0]
+    reference = Engine()
+    for one in venue.batches:
+        reference.replay(one.first_sequence, one.command_count, one.commands)
+    reference.replay(batch.first_sequence, 1, batch.commands[:head_length])
+    assert reference.has_pending
+    restored = Engine.restore(reference.image())
+    assert restored.has_pending
+    assert restored.image() == reference.image()
+    restored.replay(batch.first_sequence + 1, 2, batch.commands[head_length:])
+    assert not restored.has_pending
+    assert restored.digest() == venue.engine.digest()
+
+
+@pytest.mark.parametrize("cut", [0, 1, 8, 200])
+def test_damaged_image_is_refused(cut: int) -> None:
+    image = busy_venue(seed=3, commands=50).engine.image()
+    with pytest.raises(ValueError, match="image"):
+        Engine.restore(image[: len(image) - cut - 1] if cut else image + b"\x00")
+
+
+def test_a_full_batch_refuses_and_nothing_is_lost() -> None:
+    venue = Venue().with_market()
+    count = 0
+    while venue.send(2, rest(count + 1, 4_000, 100, Side.BUY, 1)):
+        count += 1
+    before = venue.engine.sequence
+    assert venue.engine.batch_size <= limits.COMMANDS_SIZE_MAX
+    assert venue.engine.open_order_count == count
+    venue.take()
+    assert venue.send(2, rest(count + 1, 4_000, 100, Side.BUY, 1)) == before + 1
+    assert venue.engine.open_order_count == count + 1
+
+
+def test_a_batch_that_fills_up_in_the_middle_of_a_sweep_goes_on_in_the_next() -> None:
+    venue = Venue(work_per_command_max=1).with_market()
+    orders = 3_000
+    for index in range(1, orders + 1):
+        if not venue.send(2, rest(index, 5_000, 100, Side.SELL, 1)):
+            venue.take()
+            assert venue.send(2, rest(index, 5_000, 100, Side.SELL, 1))
+    venue.take()
+    # Nearly fill the commands buffer with refused orders, then sweep 3,000 orders one by one.
+    fills = 0
+    assert venue.send(3, NewOrder(1, 1, 2, Side.BUY, 5_000, orders * 100))
+    while venue.engine.batch_count:
+        fills += sum(isinstance(event, OrderFilled) for _, event in venue.take())
+        assert venue.engine.advance(venue.now_ns) or venue.engine.batch_count
+    assert fills == 2 * orders
+    assert venue.engine.open_order_count == 0
+
+
+def test_deadlines_go_before_the_command_that_is_later() -> None:
+    venue = Venue().with_market()
+    expire = venue.now_ns + SECOND_NS
+    venue.send(2, NewOrder(1, 1, 1, Side.SELL, 5_000, 100, OrderType.LIMIT, Tif.GTD, expire))
+    venue.take()
+    assert venue.engine.next_deadline_ns == expire
+    venue.now_ns = expire - 1_000
+    venue.send(3, rest(1, 5_000, 100, Side.BUY, 2))
+    kinds = [type(event) for _, event in venue.take()]
+    assert OrderExpired in kinds
+    assert OrderFilled not in kinds
+    assert tags_of(venue.batches[-1].commands) == [53, 10]
+
+
+def test_recovery_starts_every_grace_anew() -> None:
+    venue = Venue().with_market()
+    venue.connect(2, "s", session=2, connection=2, mode=CancelOnDisconnect.ALWAYS, grace_ms=1_000)
+    venue.send(2, rest(1, 5_000, 100, Side.SELL, 1))
+    venue.venue_command(records.Disconnect(DisconnectReason.LOST), session=2, connection=2)
+    lost_ns = venue.now_ns
+    assert venue.engine.next_deadline_ns == lost_ns + SECOND_NS
+    venue.now_ns += 60 * SECOND_NS
+    venue.venue_command(records.VenueStarted())
+    assert venue.engine.next_deadline_ns == venue.now_ns + SECOND_NS
+    venue.take()
+    assert venue.engine.advance(venue.now_ns + SECOND_NS)
+    (canceled,) = [event for _, event in venue.take() if isinstance(event, OrderCanceled)]
+    assert canceled.client_order_id == 1
+
+
+def test_replay_refuses_what_is_no_record() -> None:
+    venue = busy_venue(seed=5, commands=20)
+    first = venue.batches[0]
+    with pytest.raises(AssertionError, match="consecutive"):
+        Engine().replay(2, first.command_count, first.commands)
+    with pytest.raises(AssertionError, match="count"):
+        Engine().replay(1, first.command_count + 1, first.commands)
+    with pytest.raises(AssertionError, match=r"cut short|length"):
+        Engine().replay(1, first.command_count, first.commands[:-1])
+
+
+def test_an_order_of_the_sequencers_rules_is_asserted() -> None:
+    venue = Venue().with_market()
+    expire = venue.now_ns + SECOND_NS
+    venue.send(2, NewOrder(1, 1, 1, Side.SELL, 5_000, 100, OrderType.LIMIT, Tif.GTD, expire))
+    batch = venue.engine.take_batch()
+    # The same commands, the first of them a second after the deadline, without a TimeAdvance.
+    order = bytearray(batch.commands)
+    late = Engine()
+    for one in venue.batches:
+        late.replay(one.first_sequence, one.command_count, one.commands)
+    late.replay(batch.first_sequence, 1, bytes(order))
+    order[32:40] = (expire + SECOND_NS).to_bytes(8, "little")
+    with pytest.raises(AssertionError, match="deadline is due"):
+        late.replay(batch.first_sequence + 1, 1, bytes(order))
+
+
+def test_client_ids_chosen_to_collide_are_found_and_forgotten() -> None:
+    venue = Venue().with_market()
+    ids = [index << 40 | index for index in range(1, 2_001)]
+    for client_order_id in ids:
+        if not venue.send(2, rest(client_order_id, 4_000, 100, Side.BUY, 1)):
+            venue.take()
+            venue.send(2, rest(client_order_id, 4_000, 100, Side.BUY, 1))
+    venue.take()
+    rng = random.Random(7)
+    rng.shuffle(ids)
+    for index, client_order_id in enumerate(ids):
+        assert venue.send(2, CancelOrder(client_order_id))
+        if index % 500 == 499:
+            assert {type(event) for _, event in venue.take()} == {OrderCanceled}
+    assert venue.engine.open_order_count == 0
+
+
+def test_limits_hold_at_their_edges() -> None:
+    venue = Venue().with_market(cash=10**17)
+    largest = limits.ORDER_CASH_MAX // limits.BINARY_PAYOUT
+    venue.send(2, rest(1, 9_900, largest + 100, Side.BUY, 1))
+    venue.send(2, rest(2, 9_900, largest, Side.BUY, 1))
+    for client_order_id in range(3, 13):
+        venue.send(2, rest(client_order_id, 9_900, largest, Side.BUY, 1))
+    codes = [e.code for _, e in venue.take() if isinstance(e, OrderRejected)]
+    assert codes == [RejectCode.QUANTITY_TOO_LARGE, RejectCode.POSITION_LIMIT]
+    deposits = [(1, 10**18), (2, limits.CASH_MAX - 2 * 10**17), (3, 1)]
+    for transfer_id, amount in deposits:
+        venue.send(1, admin.Deposit(2, transfer_id + 1, amount))
+    outcome = [getattr(event, "code", 0) for _, event in venue.take()]
+    assert outcome == [RejectCode.CASH_LIMIT, 0, RejectCode.CASH_LIMIT]
+
+
+SCRIPT = """
+import sys
+from tests.exchange.core.test_engine import busy_venue
+venue = busy_venue(seed=11, commands=600, work_per_command_max=3)
+print(venue.engine.digest(), venue.engine.book_digest())
+"""
+
+
+@pytest.mark.parametrize("hash_seed", ["0", "1", "4711"])
+def test_digest_is_that_of_rules_version_1(hash_seed: str) -> None:
+    """Golden: a change of this digest is a change of rules, or a loss of determinism."""
+    root = Path(__file__).resolve().parents[3]
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env=os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert result.stdout.split() == [GOLDEN_DIGEST, GOLDEN_BOOK_DIGEST]
+
+
+GOLDEN_DIGEST = "ee0db1874fbf0acbf1dbb5c7f7c01c023126bbf214df0daac0bee8a7b901bd6b"
+GOLDEN_BOOK_DIGEST = "beefdea6beb609f59e3712250edcdbfa8b218f1691410078bde9d338435918a2"
