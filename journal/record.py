@@ -1,0 +1,247 @@
+"""One record: header, payload, padding, and the chain from record to record.
+
+Pure: bytes in, bytes out, no I/O. `build_record` is the only writer of record bytes and
+`read_record` the only reader; both carry a `Head`, the state of the chain after a record.
+FORMAT.md, section 2, is the specification.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from hashlib import blake2b
+from typing import Final, NamedTuple
+from zlib import crc32
+
+SECTOR_SIZE: Final = 512  # What a disk writes whole or not at all.
+RECORD_SIZE_MAX: Final = 256 * 1024  # Bounds what a torn write can touch, and the reader's memory.
+HASH_SIZE: Final = 32
+NO_HASH: Final = bytes(HASH_SIZE)
+MAGIC: Final = b"BRIERREC"
+FORMAT_VERSION: Final = 1
+
+HEADER_FIELDS: Final = (
+    ("magic", "8s"),
+    ("format_version", "I"),
+    ("rules_version", "I"),
+    ("term", "Q"),
+    ("first_sequence", "Q"),
+    ("command_count", "I"),
+    ("payload_size", "I"),
+    ("previous_hash", "32s"),
+    ("events_crc", "I"),
+    ("payload_crc", "I"),
+    ("header_crc", "I"),
+)
+_HEADER: Final = struct.Struct("<" + "".join(code for _, code in HEADER_FIELDS))
+_BODY: Final = struct.Struct("<" + "".join(code for _, code in HEADER_FIELDS[:-1]))
+_CRC: Final = struct.Struct("<I")
+HEADER_SIZE: Final = _HEADER.size
+PAYLOAD_SIZE_MAX: Final = RECORD_SIZE_MAX - HEADER_SIZE
+assert HEADER_SIZE <= SECTOR_SIZE, "a header lies in the first sector"
+assert RECORD_SIZE_MAX % SECTOR_SIZE == 0, "the largest record ends on a sector"
+
+_PADDING: Final = b"\xff" * SECTOR_SIZE
+_ZERO_HALF: Final = bytes(SECTOR_SIZE // 2)
+_ZERO_SECTOR: Final = bytes(SECTOR_SIZE)
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Defect(enum.StrEnum):
+    """Every way in which a record can be bad, in the order in which it is checked."""
+
+    MAGIC = "no record magic"
+    HEADER_CRC = "header checksum differs"
+    FORMAT_VERSION = "unknown format version"
+    BOUNDS = "header field out of bounds"
+    EXTENT = "record passes the end of the segment"
+    SEQUENCE = "sequence does not continue"
+    CHAIN = "hash of the previous record differs"
+    TERM = "term decreased"
+    RULES_VERSION = "rules version changed inside a segment"
+    PAYLOAD_CRC = "payload checksum differs"
+    PADDING = "padding is not 0xFF"
+
+
+class RecordError(Exception):
+    """Raised by the readers of this module; callers decide what it means for the journal."""
+
+    def __init__(self, defect: Defect) -> None:
+        super().__init__(defect.value)
+        self.defect = defect
+
+
+class Head(NamedTuple):
+    """State of the chain after a record: what the next one must continue."""
+
+    sequence: int  # of the last command; 0 before the first
+    hash: bytes
+    term: int
+    rules_version: int
+
+
+START: Final = Head(sequence=0, hash=NO_HASH, term=0, rules_version=0)
+
+
+class Header(NamedTuple):
+    """The header of a record, checksum verified."""
+
+    magic: bytes
+    format_version: int
+    rules_version: int
+    term: int
+    first_sequence: int
+    command_count: int
+    payload_size: int
+    previous_hash: bytes
+    events_crc: int
+    payload_crc: int
+    header_crc: int
+
+    @property
+    def record_size(self) -> int:
+        """Bytes on disk, padding included."""
+        return padded_size(HEADER_SIZE + self.payload_size)
+
+
+class BuiltRecord(NamedTuple):
+    """A record to be written: its bytes, and the chain before and after it."""
+
+    content: bytes
+    command_count: int
+    previous: Head
+    head: Head
+
+    @property
+    def first_sequence(self) -> int:
+        return self.previous.sequence + 1
+
+
+class Record(NamedTuple):
+    """A record that was read and found valid. `payload` is a view of bytes that never change."""
+
+    first_sequence: int
+    command_count: int
+    rules_version: int
+    term: int
+    events_crc: int
+    payload: memoryview
+    head: Head  # the chain after it
+    segment_number: int
+    offset: int  # in the segment
+    size: int  # on disk, padding included
+
+
+def padded_size(size: int) -> int:
+    """`size` rounded up to whole sectors."""
+    return -(-size // SECTOR_SIZE) * SECTOR_SIZE
+
+
+def has_blank_sector(content: bytes) -> bool:
+    """Whether a sector of `content` (whole sectors) is all zero or has a single bit set.
+
+    Such a sector has a half of zeros, so one fast search for a half rules out almost every record.
+    """
+    if _ZERO_HALF not in content:
+        return False
+    for offset in range(0, len(content), SECTOR_SIZE):
+        if int.from_bytes(content[offset : offset + SECTOR_SIZE], "little").bit_count() <= 1:
+            return True
+    return False
+
+
+def build_record(
+    previous: Head, payload: Buffer, command_count: int, events_crc: int, rules_version: int
+) -> BuiltRecord:
+    """The record that continues `previous`, in the term of `previous`.
+
+    `payload` holds `command_count` commands, `events_crc` is the CRC32 of their events.
+    """
+    assert command_count >= 1, "a record has at least one command"
+    payload_size = len(payload)
+    assert 1 <= payload_size <= PAYLOAD_SIZE_MAX, f"payload of {payload_size} bytes"
+    body = _BODY.pack(
+        MAGIC,
+        FORMAT_VERSION,
+        rules_version,
+        previous.term,
+        previous.sequence + 1,
+        command_count,
+        payload_size,
+        previous.hash,
+        events_crc,
+        crc32(payload),
+    )
+    padding = _PADDING[: -(HEADER_SIZE + payload_size) % SECTOR_SIZE]
+    content = b"".join((body, _CRC.pack(crc32(body)), payload, padding))
+    assert len(content) % SECTOR_SIZE == 0, "payload items are bytes"
+    assert not has_blank_sector(content), "a sector of the record is zero or has a single bit set"
+    digest = blake2b(content, digest_size=HASH_SIZE).digest()
+    head = Head(previous.sequence + command_count, digest, previous.term, rules_version)
+    return BuiltRecord(content, command_count, previous, head)
+
+
+def read_header(content: Buffer, offset: int = 0) -> Header:
+    """The header at `offset`. Raises RecordError when it is invalid; does not look at the chain."""
+    if len(content) - offset < HEADER_SIZE or content[offset : offset + len(MAGIC)] != MAGIC:
+        raise RecordError(Defect.MAGIC)
+    header = Header._make(_HEADER.unpack_from(content, offset))
+    if crc32(content[offset : offset + _BODY.size]) != header.header_crc:
+        raise RecordError(Defect.HEADER_CRC)
+    if header.format_version != FORMAT_VERSION:
+        raise RecordError(Defect.FORMAT_VERSION)
+    if not 1 <= header.payload_size <= PAYLOAD_SIZE_MAX:
+        raise RecordError(Defect.BOUNDS)
+    if header.command_count < 1 or header.first_sequence < 1:
+        raise RecordError(Defect.BOUNDS)
+    return header
+
+
+def read_chained_header(content: Buffer, previous: Head, is_first_of_segment: bool) -> Header:
+    """The header at the start of `content`, valid and chained to `previous`.
+
+    `content` reaches to the end of the segment or of the largest record. Raises RecordError.
+    """
+    header = read_header(content)
+    if header.record_size > len(content):
+        raise RecordError(Defect.EXTENT)
+    if header.first_sequence != previous.sequence + 1:
+        raise RecordError(Defect.SEQUENCE)
+    if header.previous_hash != previous.hash:
+        raise RecordError(Defect.CHAIN)
+    if header.term < previous.term:
+        raise RecordError(Defect.TERM)
+    if header.rules_version != previous.rules_version and not is_first_of_segment:
+        raise RecordError(Defect.RULES_VERSION)
+    return header
+
+
+def read_record(content: memoryview, previous: Head, segment_number: int, offset: int) -> Record:
+    """The record at the start of `content`, valid and continuing `previous`.
+
+    `content` reaches to the end of the segment or of the largest record; `segment_number` and
+    `offset` say where it starts. Raises RecordError.
+    """
+    header = read_chained_header(content, previous, offset == SECTOR_SIZE)
+    payload = content[HEADER_SIZE : HEADER_SIZE + header.payload_size]
+    if crc32(payload) != header.payload_crc:
+        raise RecordError(Defect.PAYLOAD_CRC)
+    size = header.record_size
+    padding_size = size - HEADER_SIZE - header.payload_size
+    if content[size - padding_size : size] != _PADDING[:padding_size]:
+        raise RecordError(Defect.PADDING)
+    digest = blake2b(content[:size], digest_size=HASH_SIZE).digest()
+    head = Head(previous.sequence + header.command_count, digest, header.term, header.rules_version)
+    return Record(
+        header.first_sequence,
+        header.command_count,
+        header.rules_version,
+        header.term,
+        header.events_crc,
+        payload,
+        head,
+        segment_number,
+        offset,
+        size,
+    )
