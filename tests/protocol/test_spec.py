@@ -1,0 +1,445 @@
+"""The pages in protocol/spec and the code say the same, both ways.
+
+Every comparison is a function from the pages' text to a list of differences, empty when page and
+code agree. So the comparisons themselves are tried: on pages with one planted mistake each.
+"""
+
+import re
+import struct
+from collections.abc import Callable, Iterator
+from enum import EnumType, IntEnum
+from pathlib import Path
+from types import ModuleType
+from typing import Final, NamedTuple, TypeAlias
+
+import msgspec
+import pytest
+from msgspec import inspect
+
+import protocol
+from exchange.core import limits as core_limits
+from protocol import admin, base, codes, framing, order_entry, records, session, transport
+from protocol.states import TRANSITIONS, Party
+
+SPEC: Final = Path(str(protocol.__file__)).parent / "spec"
+MODULES: Final[dict[str, ModuleType]] = {
+    "transport": transport,
+    "order_entry": order_entry,
+    "admin": admin,
+    "records": records,
+}
+PAGES: Final = {name: (SPEC / f"{name}.md").read_text() for name in (*MODULES, "market_data")}
+
+LIMITS: Final = (base, framing, session, core_limits)
+"""Where the names in the tables of limits are looked up, the first that has it."""
+
+CONSTANTS: Final = {
+    ("transport", "Frame kinds"): (framing, ("SESSION", "SEQUENCED", "UNSEQUENCED")),
+    ("records", "Command kinds"): (records, ("FROM_CLIENT", "FROM_VENUE")),
+    ("records", "Event kinds"): (records, ("REPORT", "SESSION")),
+}
+HEADS: Final = {
+    ("transport", "Frame header"): framing.HEADER,
+    ("records", "Command head"): records.COMMAND_HEAD,
+    ("records", "Event head"): records.EVENT_HEAD,
+}
+STRUCT_LETTERS: Final = {"u8": "B", "u16": "H", "u32": "I", "u64": "Q"}
+VENUE_SENDS: Final = "venue"
+
+Pages: TypeAlias = dict[str, str]
+Row: TypeAlias = dict[str, str]
+
+
+class Table(NamedTuple):
+    """A table of a page: the nearest heading above it, the columns, the rows by column."""
+
+    heading: str
+    columns: tuple[str, ...]
+    rows: list[Row]
+
+
+def tables(text: str) -> Iterator[Table]:
+    """All tables of a page, in order."""
+    heading = ""
+    lines: list[list[str]] = []
+    for line in [*text.splitlines(), ""]:
+        if line.startswith("|"):
+            lines.append([cell.strip() for cell in line.strip("|").split("|")])
+            continue
+        if lines:
+            columns, rule, *rows = lines
+            assert set("".join(rule)) <= set("-:"), f"{heading}: no rule below the columns"
+            yield Table(heading, tuple(columns), [dict(zip(columns, r, strict=True)) for r in rows])
+            lines = []
+        if line.startswith("#"):
+            heading = line.lstrip("# ")
+
+
+def table(pages: Pages, page: str, heading: str) -> Table:
+    found = [one for one in tables(pages[page]) if one.heading == heading]
+    assert len(found) == 1, f"{page}.md has {len(found)} tables under {heading!r}"
+    return found[0]
+
+
+def number(text: str) -> int:
+    """An integer as the pages write them: 4096, 10^9, 2^62 - 1."""
+    found = re.fullmatch(r"(\d+)(?:\^(\d+))?(?: - (\d+))?", text)
+    assert found, f"{text!r} is no number"
+    power: int = int(found[1]) ** int(found[2] or 1)
+    return power - int(found[3] or 0)
+
+
+# -- Types
+
+
+def number_text(value: int) -> str:
+    bits = (value + 1).bit_length() - 1
+    return f"2^{bits} - 1" if value + 1 == 2**bits and bits > 16 else str(value)
+
+
+def describe_integer(kind: inspect.IntType) -> tuple[str, str]:
+    assert kind.ge is not None, "every integer has bounds"
+    assert kind.le is not None, "every integer has bounds"
+    low = number_text(kind.ge) if kind.ge >= 0 else f"-({number_text(-kind.ge)})"
+    return "integer", f"{low} to {number_text(kind.le)}"
+
+
+def describe_text(kind: inspect.StrType) -> tuple[str, str]:
+    if kind.pattern is None:
+        return "string", f"{kind.min_length or 0} to {kind.max_length} characters"
+    found = re.fullmatch(r"\^\[([^]]+)\](?:\+|\{(\d+),(\d+)\})\\Z", kind.pattern)
+    assert found, f"{kind.pattern} is not one set of characters from end to end"
+    low, high = found[2] or kind.min_length, found[3] or kind.max_length
+    return "string", f"{low} to {high} of `{found[1]}`"
+
+
+def describe(kind: inspect.Type) -> tuple[str, str]:
+    """A field's type as the tables of data types have it: (MessagePack, bounds)."""
+    match kind:
+        case inspect.IntType():
+            return describe_integer(kind)
+        case inspect.StrType():
+            return describe_text(kind)
+        case inspect.BytesType():
+            assert kind.min_length == kind.max_length, "byte fields have one length"
+            return "binary", f"{kind.min_length} bytes"
+        case inspect.ListType(item_type=inspect.TupleType(item_types=items)):
+            letters = ["i62" if describe(item)[1].startswith("-") else "u62" for item in items]
+            return "array", f"{kind.min_length} to {kind.max_length} of [{', '.join(letters)}]"
+    raise AssertionError(f"the pages have no word for {kind}")
+
+
+def types_of(pages: Pages, page: str) -> dict[str, tuple[str, str]]:
+    """Types that a page may use: its own and those of transport."""
+    return {
+        row["type"]: (row["MessagePack"], row["bounds"])
+        for name in dict.fromkeys(("transport", page))
+        for one in tables(pages[name])
+        if one.columns == ("type", "MessagePack", "bounds")
+        for row in one.rows
+    }
+
+
+# -- Messages
+
+
+def messages(page: str) -> dict[str, type[msgspec.Struct]]:
+    """Heading of its table to message, for all messages that a module defines."""
+    module = MODULES[page]
+    found = [
+        one
+        for one in vars(module).values()
+        if isinstance(one, type)
+        and issubclass(one, msgspec.Struct)
+        and one.__module__ == module.__name__
+        and one.__struct_config__.tag is not None
+    ]
+    return {f"{one.__name__} (tag {one.__struct_config__.tag})": one for one in found}
+
+
+def field_text(field: msgspec.structs.FieldInfo, letters: dict[tuple[str, str], str]) -> str:
+    """The type column of a field."""
+    letter = letters.get(describe(inspect.type_info(field.type)), "a type that the page lacks")
+    if field.required:
+        return letter
+    default = '""' if field.default == "" else field.default
+    return f"{letter} = {default}"
+
+
+def differences_of_message(pages: Pages, page: str, heading: str) -> Iterator[str]:
+    letters = {meaning: letter for letter, meaning in types_of(pages, page).items()}
+    message = messages(page)[heading]
+    expected = [
+        (str(index), field.encode_name, field_text(field, letters))
+        for index, field in enumerate(msgspec.structs.fields(message), 1)
+    ]
+    found = [
+        (row["#"], row["name"], row["type"])
+        for one in tables(pages[page])
+        if one.heading == heading
+        for row in one.rows
+    ]
+    for index in range(max(len(expected), len(found))):
+        ours = expected[index] if index < len(expected) else None
+        theirs = found[index] if index < len(found) else None
+        if ours != theirs:
+            yield f"{page}.md: {heading}: the page has {theirs}, the struct {ours}"
+
+
+def differences_of_messages(pages: Pages) -> Iterator[str]:
+    for page in MODULES:
+        headings = re.findall(r"^### (\w+ \(tag .+\))$", pages[page], re.MULTILINE)
+        yield from (
+            f"{page}.md: {heading} is twice on the page"
+            for heading in headings
+            if headings.count(heading) > 1
+        )
+        expected = messages(page)
+        yield from (f"protocol/{page}.py lacks {one}" for one in headings if one not in expected)
+        for heading in expected:
+            if heading in headings:
+                yield from differences_of_message(pages, page, heading)
+            else:
+                yield f"{page}.md lacks {heading}"
+
+
+def differences_of_tags(pages: Pages) -> Iterator[str]:
+    """Every message's tag lies in one of its page's ranges, and ranges do not overlap."""
+    owner: dict[int, tuple[str, str]] = {}
+    for row in table(pages, "transport", "Tags").rows:
+        first, last = map(int, row["tags"].split(" to "))
+        for tag in range(first, last + 1):
+            if tag in owner:
+                yield f"transport.md: tag {tag} belongs to two pages"
+            owner[tag] = (row["page"], row["sent by"].split(";")[0])
+    if set(MODULES) | {"market_data"} != {page for page, _ in owner.values()}:
+        yield "transport.md: the table of tags does not name every page"
+    for page in MODULES:
+        for heading, message in messages(page).items():
+            own_tag = message.__struct_config__.tag
+            assert isinstance(own_tag, int)
+            owner_page, sender = owner.get(own_tag, ("nobody", ""))
+            is_from_venue = issubclass(message, order_entry.Report)
+            if owner_page != page or is_from_venue != (sender == VENUE_SENDS):
+                yield f"transport.md: {heading} lies in the tags of {owner_page} ({sender})"
+
+
+# -- Numbers with names
+
+
+def enumerations() -> dict[str, list[tuple[int, str]]]:
+    """Name of each enumeration of the code to its (value, name) pairs."""
+    return {
+        one.__name__: [(int(one[name]), name) for name in one.__members__]
+        for one in vars(codes).values()
+        if isinstance(one, EnumType) and one.__module__ == codes.__name__
+    }
+
+
+def differences_of_enumerations(pages: Pages) -> Iterator[str]:
+    """Every enumeration is on exactly one page, with all members and no other."""
+    found = [
+        (page, one)
+        for page in MODULES
+        for one in tables(pages[page])
+        if one.columns == ("value", "name", "meaning") and (page, one.heading) not in CONSTANTS
+    ]
+    headings = [one.heading for _, one in found]
+    expected = enumerations()
+    for name in dict.fromkeys([*expected, *headings]):
+        if headings.count(name) != 1 or name not in expected:
+            yield f"{name} is {headings.count(name)} times on the pages"
+    for page, one in found:
+        if one.heading in expected:
+            rows = [(int(row["value"]), row["name"]) for row in one.rows]
+            members = expected[one.heading]
+            for pair in dict.fromkeys([*rows, *members]):
+                if pair not in members or pair not in rows:
+                    where = "the page" if pair in rows else "the code"
+                    yield f"{page}.md: {one.heading}: only {where} has {pair}"
+            if not all(row["meaning"] for row in one.rows):
+                yield f"{page}.md: {one.heading}: a value without a meaning"
+
+
+def differences_of_constants(pages: Pages) -> Iterator[str]:
+    for (page, heading), (module, names) in CONSTANTS.items():
+        found = [(row["name"], int(row["value"])) for row in table(pages, page, heading).rows]
+        expected = [(name, getattr(module, name)) for name in names]
+        if found != expected:
+            yield f"{page}.md: {heading}: the page has {found}, the code {expected}"
+
+
+def differences_of_limits(pages: Pages) -> Iterator[str]:
+    for page in MODULES:
+        for row in (
+            row for one in tables(pages[page]) if one.heading == "Limits" for row in one.rows
+        ):
+            owner = next((module for module in LIMITS if hasattr(module, row["name"])), None)
+            value = getattr(owner, row["name"], None)
+            if value != number(row["value"]):
+                yield f"{page}.md: {row['name']} is {row['value']} here, {value} in the code"
+    genesis = table(pages, "records", "Genesis (tag 50)")
+    ceilings = {
+        row["name"]: number(row["notes"].split(";")[0].removeprefix("1 to "))
+        for row in genesis.rows
+        if row["name"].endswith("_max")
+    }
+    if ceilings != core_limits.GENESIS_CEILINGS:
+        yield f"records.md: Genesis: ceilings {ceilings}, not {core_limits.GENESIS_CEILINGS}"
+
+
+# -- Fixed layouts, states, checks
+
+
+def differences_of_heads(pages: Pages) -> Iterator[str]:
+    for (page, heading), layout in HEADS.items():
+        rows = table(pages, page, heading).rows
+        offset = 0
+        for row in rows:
+            size = struct.calcsize(STRUCT_LETTERS[row["type"]])
+            if (int(row["offset"]), int(row["size"])) != (offset, size):
+                yield f"{page}.md: {heading}: {row['name']} is at {offset} with {size} bytes"
+            offset += size
+        found = "<" + "".join(STRUCT_LETTERS[row["type"]] for row in rows)
+        if found != layout.format:
+            yield f"{page}.md: {heading}: the page has {found}, the code {layout.format}"
+    names = [row["name"] for row in table(pages, "transport", "Frame header").rows]
+    if names != ["length", *framing.Frame._fields[:-1]]:
+        yield f"transport.md: Frame header: names {names}"
+
+
+def differences_of_states(pages: Pages) -> Iterator[str]:
+    rows = {row["state"]: row for row in table(pages, "transport", "Life of a connection").rows}
+    for party in Party:
+        for state, steps in TRANSITIONS[party].items():
+            listed = "; ".join(f"{step.value}: {after.value}" for step, after in steps.items())
+            found = rows.get(state.value, {}).get(f"{party.value} may send")
+            if found != (listed or "nothing"):
+                yield f"transport.md: {state.value}: the {party.value} sends {found}, not {listed}"
+        if rows.keys() != {state.value for state in TRANSITIONS[party]}:
+            yield f"transport.md: states {list(rows)}"
+
+
+def differences_of_checks(pages: Pages) -> Iterator[str]:
+    """Codes exist, field numbers are those of the message, rows are numbered."""
+    for page in MODULES:
+        for one in tables(pages[page]):
+            if not one.heading.startswith("Checks of "):
+                continue
+            name = one.heading.removeprefix("Checks of ")
+            message = getattr(MODULES[page], name, None)
+            fields = () if message is None else message.__struct_fields__
+            allowed = {f"`{field}` ({i})" for i, field in enumerate(fields, 1)}
+            allowed |= {"message (0)", "the field"}
+            first = int(one.rows[0]["#"])
+            for index, row in enumerate(one.rows, first):
+                if row["#"] != str(index):
+                    yield f"{page}.md: {one.heading}: row {row['#']} should be {index}"
+                if row["code"] not in codes.RejectCode.__members__:
+                    yield f"{page}.md: {one.heading}: there is no code {row['code']}"
+                if row["field"] not in allowed:
+                    yield f"{page}.md: {one.heading}: {name} has no field {row['field']}"
+
+
+def differences_of_structure(pages: Pages) -> Iterator[str]:
+    for page, text in pages.items():
+        sections = re.findall(r"^## (.+)$", text, re.MULTILINE)
+        if not re.match(r"# \w[\w ]+\n\n\w", text):
+            yield f"{page}.md does not open with what it is"
+        if sections[-2:] != ["Versions and unknown tags", "History"]:
+            yield f"{page}.md ends with {sections[-2:]}"
+    if {path.stem for path in SPEC.glob("*.md")} != set(pages):
+        yield f"protocol/spec holds {sorted(path.name for path in SPEC.iterdir())}"
+
+
+COMPARISONS: Final[tuple[Callable[[Pages], Iterator[str]], ...]] = (
+    differences_of_messages,
+    differences_of_tags,
+    differences_of_enumerations,
+    differences_of_constants,
+    differences_of_limits,
+    differences_of_heads,
+    differences_of_states,
+    differences_of_checks,
+    differences_of_structure,
+)
+
+
+@pytest.mark.parametrize("comparison", COMPARISONS)
+def test_pages_and_code_agree(comparison: Callable[[Pages], Iterator[str]]) -> None:
+    found = list(comparison(PAGES))
+    assert not found, "\n" + "\n".join(found)
+
+
+PLANTED: Final = {
+    "a type": ("order_entry", "| 5 | price | i62 | limit", "| 5 | price | u62 | limit"),
+    "a name": ("order_entry", "| 8 | canceled_quantity |", "| 8 | closed_quantity |"),
+    "an order": (
+        "admin",
+        "| 1 | account_id | u32 | |\n| 2 | transfer_id | u62 |",
+        "| 1 | transfer_id | u62 | |\n| 2 | account_id | u32 |",
+    ),
+    "a field less": (
+        "records",
+        "| 7 | minor | u8 | the minor that holds on the connection |\n",
+        "",
+    ),
+    "a field more": ("admin", "| 5 | id | u62 |", "| 5 | id | u62 | |\n| 6 | code | u62 |"),
+    "a default": ("order_entry", "| 7 | order_type | u62 = 1 |", "| 7 | order_type | u62 = 0 |"),
+    "no default": ("transport", "| 1 | last_number | u62 = 0 |", "| 1 | last_number | u62 |"),
+    "a tag": ("order_entry", "### OrderFilled (tag 85)", "### OrderFilled (tag 86)"),
+    "a message less": ("records", "### Continuation (tag 54)", "### Continuation"),
+    "a message more": ("admin", "### Halt (tag 37)", "### Pause (tag 39)\n\n### Halt (tag 37)"),
+    "bounds of a type": ("transport", "| u32 | integer | 0 to 2^32 - 1 |", "| u32 | integer | 0 |"),
+    "characters": ("admin", "3 to 8 of `A-Z`", "3 to 8 of `a-z`"),
+    "an enumeration's value": ("order_entry", "| 3 | IOC |", "| 5 | IOC |"),
+    "a code less": ("transport", "| 52 | NO_CHANGE | everything is so already |\n", ""),
+    "a meaning less": ("transport", "| everything is so already |", "| |"),
+    "a kind": ("records", "| 2 | FROM_VENUE |", "| 3 | FROM_VENUE |"),
+    "an offset": ("transport", "| 12 | 8 | u64 | send", "| 13 | 8 | u64 | send"),
+    "a head's type": ("records", "| 6 | 2 | u16 | channel |", "| 6 | 2 | u32 | channel |"),
+    "a head's name": ("transport", "| match_lag_ns |", "| lag_ns |"),
+    "a limit": ("transport", "| KEEPALIVE_MS_MAX | 30000 |", "| KEEPALIVE_MS_MAX | 60000 |"),
+    "a ceiling": ("records", "| 1 to 16000000; resting orders |", "| 1 to 1600000 |"),
+    "a state": ("transport", "log-out: closing; ", "log-out: closed; "),
+    "a check's field": ("order_entry", "| `side` (4) |", "| `side` (5) |"),
+    "a check's code": ("order_entry", "| FILL_OR_KILL | `", "| FILL_AND_KILL | `"),
+    "a check's number": ("admin", "| 4 | not 0 | INVALID", "| 5 | not 0 | INVALID"),
+    "a range of tags": ("transport", "| 80 to 99 |", "| 80 to 84 |"),
+    "no history": ("market_data", "## History", "## Past"),
+}
+"""What is wrong to (page, text there, text instead)."""
+
+
+@pytest.mark.parametrize("what", PLANTED)
+def test_a_wrong_page_is_found(what: str) -> None:
+    page, right, wrong = PLANTED[what]
+    assert right in PAGES[page], f"the page does not have {right!r} any more"
+    planted = {**PAGES, page: PAGES[page].replace(right, wrong, 1)}
+    assert [one for comparison in COMPARISONS for one in comparison(planted)]
+
+
+def test_a_wrong_struct_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Halt(base.Message, frozen=True, tag=37):
+        instrument_id: base.U62
+
+    Halt.__module__ = admin.__name__
+    monkeypatch.setattr(admin, "Halt", Halt)
+    [found] = differences_of_messages(PAGES)
+    assert found == (
+        "admin.md: Halt (tag 37): the page has ('1', 'instrument_id', 'u32'), "
+        "the struct ('1', 'instrument_id', 'u62')"
+    )
+
+
+def test_a_new_code_must_be_on_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Phase(IntEnum):
+        OPEN = 1
+        HALTED = 2
+        AUCTION = 3
+
+    Phase.__module__ = codes.__name__
+    monkeypatch.setattr(codes, "Phase", Phase)
+    assert list(differences_of_enumerations(PAGES)) == [
+        "admin.md: Phase: only the code has (3, 'AUCTION')"
+    ]

@@ -1,0 +1,233 @@
+"""Golden bytes: every message, frame and entry in tests/vectors, written and read, by both codecs.
+
+Run as a program, it prints the vectors that lack their bytes; tests/vectors/README.md says how to
+add some. Nothing here writes a file.
+"""
+
+import json
+from itertools import chain
+from pathlib import Path
+from struct import Struct
+from typing import Any, Final, TypeAlias
+
+import msgspec
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from protocol import admin, codec, order_entry, records, transport, wire
+from protocol.framing import VENUE_FRAME_SIZE_MAX, Frame, FrameReader, encode_frame
+from protocol.signing import log_on_bytes
+from protocol.states import FORMS, Party
+
+VECTORS: Final = Path(__file__).parents[1] / "vectors"
+MODULES: Final = {
+    "transport": transport,
+    "order_entry": order_entry,
+    "admin": admin,
+    "records": records,
+}
+MESSAGES: Final = {
+    one.__name__: one
+    for module in MODULES.values()
+    for one in vars(module).values()
+    if isinstance(one, type)
+    and issubclass(one, msgspec.Struct)
+    and one.__module__ == module.__name__
+    and one.__struct_config__.tag is not None
+}
+HOT: Final = (
+    *("NewOrder", "CancelOrder", "ReplaceOrder", "OrderAccepted", "OrderRejected"),
+    *("OrderReplaced", "OrderCanceled", "OrderExpired", "OrderFilled", "CancelRejected"),
+)
+HEADS: Final[dict[str, Struct]] = {"command": records.COMMAND_HEAD, "event": records.EVENT_HEAD}
+
+Vector: TypeAlias = dict[str, Any]
+
+
+def lines(name: str) -> list[Vector]:
+    return [json.loads(line) for line in (VECTORS / f"{name}.jsonl").read_text().splitlines()]
+
+
+ALL: Final = list(chain.from_iterable(map(lines, MODULES)))
+FRAMES: Final = lines("frames")
+ENTRIES: Final = lines("entries")
+SIGNATURES: Final = lines("signatures")
+UNUSUAL: Final = lines("unusual")
+
+
+def name_of(vector: Vector) -> str:
+    message = vector.get("message") or vector.get("accepted") or vector.get("refused") or ""
+    return f"{message} {vector.get('case') or vector['why']}".strip().replace(" ", "-")
+
+
+def build(message: type[msgspec.Struct], fields: Vector) -> msgspec.Struct:
+    """The message with these fields; bytes are hexadecimal in `fields`."""
+    values = dict(fields)
+    for field in msgspec.structs.fields(message):
+        kind = msgspec.inspect.type_info(field.type)
+        if isinstance(kind, msgspec.inspect.BytesType):
+            values[field.name] = bytes.fromhex(values[field.name])
+        elif isinstance(kind, msgspec.inspect.ListType):
+            values[field.name] = [tuple(row) for row in values[field.name]]
+    return message(**values)
+
+
+def tag_of(name: str) -> int:
+    tag = MESSAGES[name].__struct_config__.tag
+    assert isinstance(tag, int)
+    return tag
+
+
+def payload_of(vector: Vector) -> bytes:
+    return wire.encode(build(MESSAGES[vector["message"]], vector["fields"]))
+
+
+@pytest.mark.parametrize("vector", ALL, ids=name_of)
+def test_message(vector: Vector) -> None:
+    message = build(MESSAGES[vector["message"]], vector["fields"])
+    payload = bytes.fromhex(vector["payload"])
+    assert wire.encode(message) == payload
+    assert msgspec.msgpack.decode(payload, type=type(message)) == message
+    assert vector["fields"].keys() <= set(message.__struct_fields__)
+
+
+@pytest.mark.parametrize("vector", [one for one in ALL if one["message"] in HOT], ids=name_of)
+def test_hot_message_in_the_compiled_codec(vector: Vector) -> None:
+    tag = tag_of(vector["message"])
+    payload = bytes.fromhex(vector["payload"])
+    message = build(MESSAGES[vector["message"]], vector["fields"])
+    values = msgspec.structs.astuple(message)
+    assert codec.encode(tag, values) == payload
+    expected = (1, tag, values) if tag <= tag_of("ReplaceOrder") else (0, 0, ())
+    assert codec.decode(payload) == expected
+
+
+def test_every_message_has_its_vectors() -> None:
+    """Three cases with different bytes; one where there are no fields to differ."""
+    missing = []
+    for name, message in MESSAGES.items():
+        cases = {one["case"] for one in ALL if one["message"] == name and "payload" in one}
+        wanted = ("typical", "largest", "smallest") if message.__struct_fields__ else ("typical",)
+        missing += [f"{name} {case}" for case in wanted if case not in cases]
+    assert not missing
+    keys = [(one["message"], one["case"]) for one in ALL]
+    assert len(set(keys)) == len(keys), "a case is there twice"
+
+
+@pytest.mark.parametrize("vector", FRAMES, ids=name_of)
+def test_frame(vector: Vector) -> None:
+    frame, payload = bytes.fromhex(vector["frame"]), bytes.fromhex(vector["payload"])
+    header = [vector[name] for name in Frame._fields[:-1]]
+    kind, flags, number, send_time_ns, match_lag_ns = header
+    assert flags == 0
+    assert encode_frame(kind, number, payload, send_time_ns, match_lag_ns) == frame
+    assert codec.encode_frame_header([len(frame), *header]) + payload == frame
+    assert codec.decode_frame_header(frame) == (len(frame), *header)
+
+
+def read_all(chunks: list[bytes]) -> list[Frame]:
+    reader = FrameReader(VENUE_FRAME_SIZE_MAX)
+    found = []
+    for chunk in chunks:
+        reader.feed(chunk)
+        while (frame := reader.next_frame()) is not None:
+            found.append(frame)
+    return found
+
+
+def test_frames_are_read_whole_and_byte_by_byte() -> None:
+    stream = bytes.fromhex("".join(one["frame"] for one in FRAMES))
+    expected = [
+        Frame(
+            payload=bytes.fromhex(one["payload"]),
+            **{name: one[name] for name in Frame._fields[:-1]},
+        )
+        for one in FRAMES
+    ]
+    assert read_all([stream]) == expected
+    assert read_all([bytes([byte]) for byte in stream]) == expected
+
+
+@pytest.mark.parametrize("vector", FRAMES, ids=name_of)
+def test_frame_holds_a_message_of_its_kind(vector: Vector) -> None:
+    payload = bytes.fromhex(vector["payload"])
+    known = {one["payload"] for one in ALL if one["message"] == vector["message"]}
+    assert vector["payload"] in known, "a frame holds a message of the other files"
+    decode = wire.decode_client if vector["sender"] == "client" else wire.decode_venue
+    assert type(decode(vector["kind"], payload)).__name__ == vector["message"]
+
+
+def test_every_message_on_the_wire_has_a_frame() -> None:
+    found = {(one["sender"], one["message"], one["kind"]) for one in FRAMES}
+    expected = {
+        (party.value, message.__name__, form.kind)
+        for party in Party
+        for message, form in FORMS[party].items()
+    }
+    assert found == expected
+
+
+@pytest.mark.parametrize("vector", ENTRIES, ids=name_of)
+def test_entry(vector: Vector) -> None:
+    head = HEADS[vector["case"].split(":")[0]]
+    payload = bytes.fromhex(vector["payload"])
+    entry = bytes.fromhex(vector["entry"])
+    values = tuple(vector["head"].values())
+    assert head.pack(*values) + payload == entry
+    assert head.unpack_from(entry) == values
+    assert values[0] == len(entry)
+    assert vector["payload"] in {one["payload"] for one in ALL}
+
+
+@pytest.mark.parametrize("vector", SIGNATURES, ids=name_of)
+def test_signature(vector: Vector) -> None:
+    by_name = {one["message"]: one for one in ALL if one["case"] == "typical"}
+    hello = build(transport.Hello, by_name["Hello"]["fields"])
+    log_on = build(transport.LogOn, by_name["LogOn"]["fields"])
+    assert isinstance(hello, transport.Hello)
+    assert isinstance(log_on, transport.LogOn)
+    key = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(vector["private_key"]))
+    assert key.public_key().public_bytes_raw() == log_on.key
+    signed = log_on_bytes(hello.venue, hello.nonce, log_on)
+    assert signed.hex() == vector["signed"]
+    assert key.sign(signed).hex() == vector["signature"]
+    assert log_on.signature.hex() == vector["signature"]
+
+
+@pytest.mark.parametrize("vector", [one for one in UNUSUAL if "accepted" in one], ids=name_of)
+def test_unusual_encoding_is_accepted(vector: Vector) -> None:
+    name = vector["accepted"]
+    payload = bytes.fromhex(vector["payload"])
+    message = build(MESSAGES[name], vector["fields"])
+    assert wire.encode(message) != payload, "nothing is unusual about it"
+    assert msgspec.msgpack.decode(payload, type=type(message)) == message
+    if name in HOT:
+        assert codec.decode(payload) == (1, tag_of(name), msgspec.structs.astuple(message))
+
+
+@pytest.mark.parametrize("vector", [one for one in UNUSUAL if "refused" in one], ids=name_of)
+def test_bad_message_is_refused(vector: Vector) -> None:
+    name = vector["refused"]
+    payload = bytes.fromhex(vector["payload"])
+    with pytest.raises((msgspec.DecodeError, UnicodeDecodeError)) as caught:
+        msgspec.msgpack.decode(payload, type=MESSAGES[name])
+    assert not str(caught.value).startswith("Invalid value"), "it is not even this message"
+    if name in HOT:
+        assert codec.decode(payload) == (-1, tag_of(name), ())
+
+
+def missing_lines() -> list[str]:
+    """The vectors that lack their bytes, complete; and messages that have none."""
+    found = [
+        json.dumps({**one, "payload": payload_of(one).hex()}) for one in ALL if "payload" not in one
+    ]
+    have = {one["message"] for one in ALL}
+    return found + [f"no vectors: {name}" for name in MESSAGES if name not in have]
+
+
+def test_nothing_is_missing() -> None:
+    assert not missing_lines(), "run this module as a program"
+
+
+if __name__ == "__main__":
+    print(*missing_lines(), sep="\n")
