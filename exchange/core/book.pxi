@@ -2,7 +2,7 @@
 #
 # A side is an array of its live levels sorted by key, the best at the end, so that what trades and
 # moves most is found first and shifts least; memory follows live levels, never the price range. A
-# level is a queue of pool slots, linked through the orders. Only integers: no message is known here.
+# level is a queue of pool slots, linked through the orders. It knows integers only.
 
 cdef inline Order* order_at(State* s, uint32_t slot) noexcept nogil:
     BRIER_ASSERT(1 <= slot <= s.order_used)

@@ -28,7 +28,7 @@ cdef int check_positions(State* s) except -1:
     for instrument, total in totals.items():
         assert total == 0, f"positions in instrument {instrument} sum to {total}"
     for i in range(1, s.account_count + 1):
-        assert s.accounts[i].requirement == requirements.get(i, 0), f"account {i}: stale requirement"
+        assert s.accounts[i].requirement == requirements.get(i, 0), f"account {i} is stale"
     return 0
 
 

@@ -1,9 +1,9 @@
 # Collateral and the ledger: what an account must hold, and how cash moves.
 #
 # An account's requirement is the sum over its positions of max(B, S - x * V): B what its open buys
-# would cost, S what its open sells could lose, x its position, V the payout, prices counted from the
-# floor. It is kept per row and per account as orders and fills change it, so that a check is one
-# comparison. Cash moves only by `post`, from one account to another or to a currency's outside
+# would cost, S what its open sells could lose, x its position, V the payout, prices counted from
+# the floor. It is kept per row and per account as orders and fills change it, so that a check is
+# one comparison. Cash moves only by `post`, from one account to another or to a currency's outside
 # account, so that each currency sums to zero always.
 
 cdef inline Account* account_at(State* s, uint32_t account) noexcept nogil:
@@ -93,7 +93,7 @@ cdef uint32_t position_open(State* s, uint32_t account, uint32_t instrument) exc
 cdef bint is_affordable(State* s, Instrument* instrument, uint32_t account, Position* row,
                         uint8_t side, int64_t price, int64_t quantity,
                         int64_t old_price, int64_t old_quantity) noexcept nogil:
-    """Whether available stays at or above zero with `quantity` at `price` open in place of the old."""
+    """Whether available stays at zero or above with `quantity` at `price` open, the old order not."""
     cdef Position with_order = row[0]
     cdef int64_t requirement
     open_change(&with_order, instrument, side, old_price, -old_quantity)

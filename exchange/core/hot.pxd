@@ -1,5 +1,5 @@
 # The hot core's memory, and the C interface that the node's ingress uses. Everything that an order
-# touches lies in flat arrays of these structs; slot 0 of each array is unused, so that 0 means none.
+# touches lies in flat arrays of these structs; slot 0 of each array is unused: 0 means none.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from protocol.codec cimport HotCommand

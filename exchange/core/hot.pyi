@@ -1,11 +1,12 @@
 """Types of the compiled core as Python sees it; `exchange.core.engine` documents the use."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Self
 
 BUILD: str
 
 class Hot:
-    def __init__(self, cold: Callable[[int, int, int, int, bytes], None]) -> None: ...
+    def __new__(cls, cold: Callable[[int, int, int, int, bytes], None]) -> Self: ...
     def submit(
         self,
         kind: int,

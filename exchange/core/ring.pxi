@@ -1,7 +1,7 @@
 # The ring: every command passes here, live or replayed, and only here gets its number and its time.
 #
-# Live, a command is stamped, appended to the open batch and applied, after the continuations and due
-# deadlines that come first; replayed, the same entry is read back and applied. The rules of order
+# Live, a command is stamped, appended to the open batch and applied, after the continuations and
+# due deadlines that come first; replayed, the same entry is read back and applied. The rules of order
 # are asserted in both.
 
 cdef void write_command_head(uint8_t* out, Py_ssize_t length, int kind, uint32_t session,
@@ -114,7 +114,7 @@ cdef int settle(State* s, int64_t time_ns) except -1:
 
 
 cdef class Hot:
-    """State, books and batch of one venue. See the module's text; `exchange.core.engine` wraps it."""
+    """State, books and batch of one venue; `exchange.core.engine` wraps it."""
 
     def __cinit__(self, cold: object) -> None:
         self.cold = cold
