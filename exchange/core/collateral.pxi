@@ -93,7 +93,7 @@ cdef uint32_t position_open(State* s, uint32_t account, uint32_t instrument) exc
 cdef bint is_affordable(State* s, Instrument* instrument, uint32_t account, Position* row,
                         uint8_t side, int64_t price, int64_t quantity,
                         int64_t old_price, int64_t old_quantity) noexcept nogil:
-    """Whether available stays at zero or above with `quantity` at `price` open, the old order not."""
+    """Whether available stays at zero or above with `quantity` at `price` in place of the old."""
     cdef Position with_order = row[0]
     cdef int64_t requirement
     open_change(&with_order, instrument, side, old_price, -old_quantity)

@@ -1,8 +1,8 @@
 # The ring: every command passes here, live or replayed, and only here gets its number and its time.
 #
 # Live, a command is stamped, appended to the open batch and applied, after the continuations and
-# due deadlines that come first; replayed, the same entry is read back and applied. The rules of order
-# are asserted in both.
+# due deadlines that come first; replayed, the same entry is read back and applied. The rules of
+# order are asserted in both.
 
 cdef void write_command_head(uint8_t* out, Py_ssize_t length, int kind, uint32_t session,
                              uint32_t connection, int64_t number, int64_t gateway_time_ns,
