@@ -1,0 +1,285 @@
+"""The model alone: exact events worked out by hand, its bytes, and what it asserts.
+
+The scenarios say what a trader sees; here are all fields of every report, the numbers of the
+streams, and the order of commands that the model insists on.
+"""
+
+from hashlib import blake2b
+from struct import pack
+from zlib import crc32
+
+import pytest
+from msgspec import Struct
+from msgspec.msgpack import encode
+
+from protocol import admin
+from protocol.codes import RejectCode
+from protocol.order_entry import (
+    CancelOrder,
+    CancelRejected,
+    NewOrder,
+    OrderAccepted,
+    OrderCanceled,
+    OrderExpired,
+    OrderFilled,
+    OrderRejected,
+    OrderReplaced,
+    ReplaceOrder,
+)
+from protocol.records import (
+    COMMAND_HEAD,
+    EVENT_HEAD,
+    Connect,
+    Continuation,
+    Disconnect,
+    Genesis,
+    TimeAdvance,
+    VenueStarted,
+)
+from protocol.transport import LogOnAccepted, LogOnRejected
+from tests.model.checks import book_digest, check_invariants
+from tests.model.collateral import available
+from tests.model.model import Command, Model, Sequencer
+from tests.model.state import EventOut
+
+CLIENT = 1
+VENUE = 2
+TIME = 1000
+"""Time of set-up and of most commands, in nanoseconds."""
+LIMITS = Genesis("brier", b"k" * 32, 1, 9, 9, 9, 9, 9, 9, 9, 9, 9, work_per_command_max=2)
+ALICE = 2
+BOB = 3
+
+
+def venue(sequencer: Sequencer, message: Struct, time_ns: int = TIME) -> list[EventOut]:
+    """A command of the sequencer's own that names no session."""
+    return sequencer.submit(Command(VENUE, 0, 0, 0, 0, time_ns, encode(message)))
+
+
+def connect(
+    sequencer: Sequencer, session: int, connection: int, message: Connect
+) -> list[EventOut]:
+    return sequencer.submit(Command(VENUE, session, connection, 0, 0, TIME, encode(message)))
+
+
+def client(
+    sequencer: Sequencer, session: int, number: int, message: Struct, time_ns: int = TIME
+) -> list[EventOut]:
+    """A client's frame on its first connection; it came in five nanoseconds before."""
+    payload = encode(message)
+    return sequencer.submit(Command(CLIENT, session, 1, number, time_ns - 5, time_ns, payload))
+
+
+def market() -> Sequencer:
+    """One binary instrument; alice (session 2) and bob (session 3) with 10.00 each.
+
+    Made by 14 commands.
+    """
+    sequencer = Sequencer()
+    venue(sequencer, LIMITS)
+    connect(sequencer, 1, 1, Connect(1, "ops", 0, 0, 0, 0, 0))
+    messages: list[Struct] = [
+        admin.Event("RAIN", 1, "Rain?", "USD"),
+        admin.Instrument(1, "RAIN", "Rain?", 0, 10_000, [(0, 100)], 100),
+    ]
+    for participant_id, name in ((2, "alice"), (3, "bob")):
+        messages += [
+            admin.Participant(name),
+            admin.Account(participant_id, "main", "USD"),
+            admin.Key(participant_id, bytes([participant_id]) * 32, 1),
+            admin.Deposit(participant_id - 1, 1, 10_000_000),
+        ]
+    for number, message in enumerate(messages, 1):
+        [event] = client(sequencer, 1, number, message)
+        assert isinstance(event.message, admin.AdminAccepted)
+    connect(sequencer, ALICE, 1, Connect(2, "A", 1, 1000, 3, 1, 0))
+    connect(sequencer, BOB, 1, Connect(3, "B", 1, 1000, 0, 0, 0))
+    sequencer.take_batch()
+    return sequencer
+
+
+def messages(events: list[EventOut]) -> list[Struct]:
+    return [event.message for event in events]
+
+
+def test_log_on() -> None:
+    sequencer = Sequencer()
+    assert venue(sequencer, LIMITS) == []
+    on = Connect(1, "ops", 1, 30_000, 2, 500, 1)
+    accepted = LogOnAccepted(2, TIME, 1, 1, 1, 0, 0, 30_000, 2, 500, 1)
+    assert connect(sequencer, 1, 1, on) == [EventOut(2, 1, 1, 1, 2, TIME, accepted)]
+    client(sequencer, 1, 7, admin.Participant("alice"))
+    again = LogOnAccepted(4, TIME, 1, 2, 2, 7, 0, 30_000, 2, 500, 1)
+    assert connect(sequencer, 1, 2, on) == [EventOut(2, 1, 2, 2, 4, TIME, again)]
+    ahead = LogOnRejected(RejectCode.NUMBER_AHEAD, 6, 2, "")
+    too_far = Connect(1, "ops", 3, 30_000, 2, 500, 1)
+    assert connect(sequencer, 1, 3, too_far) == [EventOut(2, 1, 3, 0, 5, TIME, ahead)]
+    unheard = Connect(1, "new", 2, 30_000, 2, 500, 1)
+    unknown = LogOnRejected(RejectCode.NUMBER_AHEAD, 6, 1, "")
+    assert connect(sequencer, 2, 1, unheard) == [EventOut(2, 2, 1, 0, 6, TIME, unknown)]
+
+
+def test_log_on_with_a_revoked_key() -> None:
+    sequencer = market()
+    client(sequencer, 1, 11, admin.Key(2, b"\x02" * 32, 0))
+    [event] = connect(sequencer, ALICE, 2, Connect(2, "A", 0, 0, 0, 0, 0))
+    rejected = LogOnRejected(RejectCode.UNKNOWN_KEY, 3, 0, "")
+    assert event == EventOut(2, ALICE, 2, 0, 16, TIME, rejected)
+    [event] = client(sequencer, ALICE, 1, NewOrder(1, 1, 1, 1, 100, 100))
+    assert event.message == OrderRejected(17, TIME, 1, 1, TIME - 5, 0, 22, 0, 0)
+
+
+def test_an_order_that_rests_and_one_that_trades() -> None:
+    sequencer = market()
+    sell = NewOrder(5, 1, 1, 2, 6000, 300, client_time_ns=77)
+    accepted = OrderAccepted(15, TIME, 5, 1, 1, TIME - 5, 77, 1, 1, 2, 6000, 300, 1, 1, 0)
+    assert client(sequencer, ALICE, 1, sell) == [EventOut(1, 2, 1, 1, 15, TIME, accepted)]
+    assert available(sequencer.model.state, 1) == 10_000_000 - 4000 * 300
+    buy = NewOrder(9, 1, 2, 1, 6100, 500, 1, 2, 5000)
+    time_ns = 2000
+    assert client(sequencer, BOB, 4, buy, time_ns) == [
+        EventOut(1, 3, 1, 1, 16, time_ns, OrderAccepted(
+            16, time_ns, 9, 2, 4, time_ns - 5, 0, 1, 2, 1, 6100, 500, 1, 2, 5000)),
+        EventOut(1, 2, 1, 2, 16, time_ns, OrderFilled(
+            16, time_ns, 5, 1, 1, 1, 1, 2, 6000, 300, 0, 300, 1, 0)),
+        EventOut(1, 3, 1, 2, 16, time_ns, OrderFilled(
+            16, time_ns, 9, 2, 1, 1, 2, 1, 6000, 300, 200, 300, 2, 0)),
+    ]  # fmt: skip
+    state = sequencer.model.state
+    assert [account.cash for account in state.accounts.values()] == [11_800_000, 8_200_000]
+    assert state.positions == {(1, 1): -300, (2, 1): 300}
+    assert available(state, 1) == 11_800_000 - 300 * 10_000
+    assert available(state, 2) == 8_200_000 - 200 * 6100
+    assert sequencer.advance(5000) == [
+        EventOut(1, 3, 1, 3, 17, 5000, OrderExpired(17, 5000, 9, 2, 200, 300))
+    ]
+    check_invariants(state)
+
+
+def test_continuation_and_remainder() -> None:
+    sequencer = market()
+    for number in (1, 2, 3):
+        client(sequencer, ALICE, number, NewOrder(number, 1, 1, 2, 5000, 100))
+    events = client(sequencer, BOB, 8, NewOrder(1, 1, 2, 1, 0, 400, 2, 3, 0, 66))
+    assert [type(message) for message in messages(events)] == [
+        OrderAccepted, *[OrderFilled] * 6, OrderCanceled]  # fmt: skip
+    assert [event.sequence for event in events] == [18] * 5 + [19] * 3
+    assert messages(events)[6:] == [
+        OrderFilled(19, TIME, 1, 4, 3, 1, 2, 1, 5000, 100, 100, 300, 2, 0),
+        OrderCanceled(19, TIME, 1, 4, 8, TIME - 5, 66, 100, 300, 2),
+    ]
+
+
+def test_replace_and_cancel() -> None:
+    sequencer = market()
+    client(sequencer, ALICE, 1, NewOrder(1, 1, 1, 1, 5000, 300))
+    assert messages(client(sequencer, ALICE, 2, ReplaceOrder(2, 1, 0, 5000, 200, 88))) == [
+        OrderReplaced(16, TIME, 2, 1, 2, TIME - 5, 88, 1, 5000, 200, 200, 1)
+    ]
+    assert messages(client(sequencer, ALICE, 3, ReplaceOrder(4, 0, 1, 5100, 200))) == [
+        OrderReplaced(17, TIME, 4, 1, 3, TIME - 5, 0, 2, 5100, 200, 200, 0)
+    ]
+    assert messages(client(sequencer, BOB, 1, ReplaceOrder(1, 0, 1, 5100, 300))) == [
+        CancelRejected(18, TIME, 1, 1, 1, TIME - 5, 0, 12, 50, 3, 0)
+    ]
+    assert messages(client(sequencer, BOB, 2, CancelOrder(0, 1))) == [
+        CancelRejected(19, TIME, 0, 1, 2, TIME - 5, 0, 11, 50, 2, 0)
+    ]
+    assert messages(client(sequencer, ALICE, 4, CancelOrder(4, 0, 99))) == [
+        OrderCanceled(20, TIME, 4, 1, 4, TIME - 5, 99, 200, 0, 1)
+    ]
+
+
+def test_cancel_from_another_session() -> None:
+    sequencer = market()
+    connect(sequencer, 4, 1, Connect(2, "A2", 0, 0, 0, 0, 0))
+    client(sequencer, ALICE, 1, NewOrder(7, 1, 1, 1, 5000, 300))
+    assert client(sequencer, 4, 3, CancelOrder(0, 1, 99)) == [
+        EventOut(1, 4, 1, 1, 17, TIME, OrderCanceled(17, TIME, 7, 1, 3, TIME - 5, 99, 300, 0, 1)),
+        EventOut(1, 2, 1, 2, 17, TIME, OrderCanceled(17, TIME, 7, 1, 0, 0, 0, 300, 0, 1)),
+    ]
+
+
+def test_cancel_on_disconnect_after_the_grace() -> None:
+    sequencer = market()
+    for number in (1, 2, 3):
+        client(sequencer, ALICE, number, NewOrder(number, 1, 1, 1, 1000 * number, 100))
+    lost = Command(VENUE, ALICE, 1, 0, 0, TIME, encode(Disconnect(1)))
+    assert sequencer.submit(lost) == []
+    due_ns = TIME + 1_000_000
+    assert sequencer.model.next_deadline_ns == due_ns
+    assert sequencer.advance(due_ns - 1) == []
+    events = sequencer.advance(due_ns)
+    assert [event.sequence for event in events] == [19, 20, 20]
+    assert messages(events) == [
+        OrderCanceled(19, due_ns, 1, 1, 0, 0, 0, 100, 0, 3),
+        OrderCanceled(20, due_ns, 2, 2, 0, 0, 0, 100, 0, 3),
+        OrderCanceled(20, due_ns, 3, 3, 0, 0, 0, 100, 0, 3),
+    ]
+    assert not sequencer.model.has_pending, "units ran out exactly with the last order"
+
+
+def test_bytes_of_a_batch() -> None:
+    sequencer = Sequencer()
+    venue(sequencer, LIMITS)
+    payload = encode(Connect(1, "ops", 0, 1000, 0, 0, 0))
+    sequencer.take_batch()
+    connect(sequencer, 1, 1, Connect(1, "ops", 0, 1000, 0, 0, 0))
+    batch = sequencer.take_batch()
+    assert (batch.first_sequence, batch.command_count) == (2, 1)
+    head = COMMAND_HEAD.pack(40 + len(payload), 2, 0, 65535, 1, 1, 0, 0, TIME)
+    assert batch.commands == head + payload
+    answer = bytes.fromhex("9c 41 02 cd03e8 01 01 01 00 00 cd03e8 00 00 00")
+    assert batch.events == EVENT_HEAD.pack(40 + len(answer), 2, 0, 0, 1, 1, 1, 2, TIME) + answer
+    assert batch.events_crc == crc32(answer)
+    assert batch.commands[:8].hex() == "360000000200ffff"
+    assert batch.events[:8].hex() == "3900000002000000"
+
+
+def test_book_digest() -> None:
+    sequencer = market()
+    client(sequencer, ALICE, 1, NewOrder(1, 1, 1, 1, 4000, 100))
+    client(sequencer, ALICE, 2, NewOrder(2, 1, 1, 1, 4100, 200))
+    client(sequencer, BOB, 1, NewOrder(1, 1, 2, 2, 4100, 500))
+    words = (
+        *(1, 1, 1),
+        *(4000, 1, 100),
+        *(4100, 2, 300),
+        -1,
+        *(1, 1, 200, 2, 1, -200),
+        -2,
+        *(1, 9_180_000, 2, 10_820_000),
+    )
+    expected = blake2b(pack(f"<{len(words)}q", *words), digest_size=32).hexdigest()
+    assert book_digest(sequencer.model.state) == expected
+
+
+def refuse(model: Model, message: Struct, time_ns: int, reason: str) -> None:
+    with pytest.raises(AssertionError, match=reason):
+        model.apply(Command(VENUE, 0, 0, 0, 0, time_ns, encode(message)))
+
+
+def test_what_the_sequencer_owes_the_model() -> None:
+    refuse(Model(), TimeAdvance(), 0, "Genesis comes first")
+    sequencer = market()
+    model = sequencer.model
+    refuse(model, VenueStarted(), TIME - 1, "time never decreases")
+    refuse(model, Continuation(), TIME, "left-over work comes first")
+    refuse(model, TimeAdvance(), TIME, "a TimeAdvance has work to do")
+    refuse(model, LIMITS, TIME, "Genesis comes once")
+
+
+def test_left_over_work_and_deadlines_come_first() -> None:
+    sequencer = market()
+    model = sequencer.model
+    for number in (1, 2, 3):
+        client(sequencer, ALICE, number, NewOrder(number, 1, 1, 2, 5000, 100))
+    client(sequencer, ALICE, 4, NewOrder(4, 1, 1, 2, 6000, 100, 1, 2, 3000))
+    buy = encode(NewOrder(1, 1, 2, 1, 5000, 300))
+    model.apply(Command(CLIENT, BOB, 1, 1, TIME, TIME, buy))
+    assert model.has_pending
+    refuse(model, VenueStarted(), TIME, "left-over work comes first")
+    again = Sequencer(model)
+    assert [event.sequence for event in venue(again, VenueStarted(), 4000)] == [20, 20]
+    refuse(model, Disconnect(1), 4000, "due deadlines come first")
+    assert messages(again.advance(4000))[0] == OrderExpired(22, 4000, 4, 4, 100, 0)
