@@ -1,0 +1,263 @@
+"""Makes the connection of a client, logs on, and makes it again when it is lost.
+
+After a loss the pauses between attempts grow and are spread at random, so that the clients of a
+venue that restarts do not all come at once; attempts are bounded. There is no other attempt when
+it would meet the same end: another client took the session, the protocol was broken, or the
+log-on was refused for a lasting reason.
+"""
+
+import asyncio
+import os
+import random
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, NamedTuple, Protocol
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from exchange.client.errors import ClientError, ConnectError, ReportsLostError
+from exchange.client.keys import public_key_bytes
+from exchange.client.limits import CONNECT_WAIT_S
+from exchange.client.link import Link
+from exchange.clock import Clock
+from protocol.codes import CancelOnDisconnect
+from protocol.session import Received
+from protocol.signing import log_on_bytes
+from protocol.transport import Hello, LogOn, LogOnAccepted
+from protocol.wire import MAJOR, MINOR
+
+__all__ = ["Backoff", "ClientState", "Connector", "Listener", "Settings", "StateChange"]
+
+_NONCE_SIZE: Final = 32
+_MS_PER_S: Final = 1_000
+_DOUBLINGS_MAX: Final = 32  # Keeps the exponent small; every sensible maximum is reached before.
+
+
+class ClientState(Enum):
+    """Where a client stands. Requests can be sent when it is READY."""
+
+    CONNECTING = "connecting"
+    READY = "ready"
+    RECONNECTING = "reconnecting"
+    CLOSED = "closed"
+
+
+class StateChange(NamedTuple):
+    """What `on_state` is told: the new state, why, and which attempt to reconnect comes next."""
+
+    state: ClientState
+    reason: ClientError | None
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backoff:
+    """Pauses before the attempts to reconnect: doubling from `initial_ms` up to `maximum_ms`."""
+
+    initial_ms: int = 100
+    maximum_ms: int = 10_000
+    attempts_max: int = 30
+
+    def pause_s(self, attempt: int) -> float:
+        """Return the pause before an attempt (the first is 1): half of it is left to chance."""
+        doublings = min(attempt - 1, _DOUBLINGS_MAX)
+        pause_ms = min(self.initial_ms << doublings, self.maximum_ms)
+        return pause_ms * random.uniform(0.5, 1.0) / _MS_PER_S
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Where to connect and how to log on."""
+
+    host: str
+    port: int
+    key: Ed25519PrivateKey
+    session: str
+    cancel_on_disconnect: CancelOnDisconnect
+    cancel_grace_ms: int
+    keepalive_ms: int
+    client: str
+    reconnect: Backoff | None
+
+
+class Listener(Protocol):
+    """The client, as its connector sees it."""
+
+    def established(self, accepted: LogOnAccepted, missed: ReportsLostError | None) -> None:
+        """A log-on was accepted; `missed` are the reports in between that will not come."""
+
+    def received(self, received: Received) -> bool:
+        """A message of the established session. False: read no more until `release`."""
+
+    def has_room(self) -> None:
+        """Sending is possible again."""
+
+    def lost(self, reason: ClientError) -> None:
+        """The connection ended; another one is tried."""
+
+    def closed(self, reason: ClientError | None) -> None:
+        """There will be no other connection; `reason` is None when the user closed it."""
+
+    def state_changed(self, change: StateChange) -> None:
+        """Tell the user."""
+
+
+class Connector:
+    """Owns the connection of one client."""
+
+    def __init__(self, settings: Settings, listener: Listener, clock: Clock) -> None:
+        self.settings = settings
+        self.state = ClientState.CONNECTING
+        self.link: Link | None = None
+        self.venue = ""
+        self._listener = listener
+        self._clock = clock
+        self._next_report = 0
+        self._is_closing = False
+        self._unknown_count = 0
+        self._log_on: asyncio.Future[None] | None = None
+        self._gone: asyncio.Future[None] | None = None
+        self._retries: asyncio.Task[None] | None = None
+
+    @property
+    def unknown_count(self) -> int:
+        """Messages that were skipped because their tag is not known here."""
+        return self._unknown_count + (self.link.unknown_count if self.link else 0)
+
+    async def open(self) -> None:
+        """Connect and log on, once."""
+        try:
+            await self._connect()
+        except BaseException:
+            self._change(ClientState.CLOSED, None)
+            raise
+
+    async def close(self) -> None:
+        """Log out and wait for the end; at once when there is no connection."""
+        self._is_closing = True
+        if self._retries is not None:
+            self._retries.cancel()
+            self._retries = None
+            self._finish(None)
+        elif self.link is not None:
+            self._gone = asyncio.get_running_loop().create_future()
+            self.link.log_out()
+            await self._gone
+
+    def release(self) -> None:
+        """Go on reading after the listener was not ready for more."""
+        if self.link is not None:
+            self.link.release()
+
+    # Called by the link.
+
+    def make_log_on(self, hello: Hello) -> LogOn:
+        settings = self.settings
+        self.venue = hello.venue
+        log_on = LogOn(
+            major=MAJOR,
+            minor=MINOR,
+            key=public_key_bytes(settings.key),
+            session=settings.session,
+            client_nonce=os.urandom(_NONCE_SIZE),
+            next_number=self._next_report,
+            keepalive_ms=settings.keepalive_ms,
+            cancel_on_disconnect=settings.cancel_on_disconnect,
+            cancel_grace_ms=settings.cancel_grace_ms,
+            client=settings.client,
+            signature=b"",
+        )
+        signature = settings.key.sign(log_on_bytes(hello.venue, hello.nonce, log_on))
+        return msgspec.structs.replace(log_on, signature=signature)
+
+    def established(self, accepted: LogOnAccepted) -> None:
+        self._retries = None
+        missed_count = accepted.next_number - self._next_report if self._next_report else 0
+        missed = ReportsLostError(self._next_report, missed_count) if missed_count > 0 else None
+        self._listener.established(accepted, missed)
+        self._change(ClientState.READY, missed)
+        if self._log_on is not None and not self._log_on.done():
+            self._log_on.set_result(None)
+
+    def received(self, received: Received) -> bool:
+        return self._listener.received(received)
+
+    def has_room(self) -> None:
+        self._listener.has_room()
+
+    def ended(self, link: Link, reason: ClientError) -> None:
+        if link is not self.link:
+            return
+        self._unknown_count += link.unknown_count
+        self.link = None
+        if self.state is not ClientState.READY:
+            # The log-on has failed; whoever waits for it decides what comes next.
+            if self._log_on is not None and not self._log_on.done():
+                self._log_on.set_exception(reason)
+            return
+        self._next_report = link.last_received + 1
+        if self._is_closing:
+            self._finish(None)
+        elif self.settings.reconnect is not None and reason.is_passing:
+            self._change(ClientState.RECONNECTING, reason, 1)
+            self._listener.lost(reason)
+            self._retries = asyncio.get_running_loop().create_task(
+                self._reconnect(self.settings.reconnect, reason)
+            )
+        else:
+            self._finish(reason)
+        if self._gone is not None and not self._gone.done():
+            self._gone.set_result(None)
+
+    # Inside.
+
+    async def _connect(self) -> None:
+        """Make one connection and log on. Raises ClientError."""
+        loop = asyncio.get_running_loop()
+        settings = self.settings
+        link = Link(self, self._clock, loop)
+        self._log_on = loop.create_future()
+        self.link = link
+        try:
+            async with asyncio.timeout(CONNECT_WAIT_S):
+                await loop.create_connection(lambda: link, settings.host, settings.port)
+            await self._log_on
+        except TimeoutError:
+            self.link = None
+            raise ConnectError(settings.host, settings.port, "no answer in time") from None
+        except OSError as error:
+            self.link = None
+            reason = error.strerror or error
+            raise ConnectError(settings.host, settings.port, reason) from error
+        except asyncio.CancelledError:
+            self.link = None
+            link.abort()
+            raise
+        finally:
+            self._log_on = None
+
+    async def _reconnect(self, backoff: Backoff, reason: ClientError) -> None:
+        """Try until it works, until trying makes no sense, or until the attempts are used up."""
+        for attempt in range(1, backoff.attempts_max + 1):
+            if attempt > 1:
+                self._change(ClientState.RECONNECTING, reason, attempt)
+            await asyncio.sleep(backoff.pause_s(attempt))
+            try:
+                await self._connect()
+            except ClientError as error:
+                reason = error
+                if not reason.is_passing:
+                    break
+            else:
+                return
+        self._retries = None
+        self._finish(reason)
+
+    def _finish(self, reason: ClientError | None) -> None:
+        self._change(ClientState.CLOSED, reason)
+        self._listener.closed(reason)
+
+    def _change(self, state: ClientState, reason: ClientError | None, attempt: int = 0) -> None:
+        self.state = state
+        self._listener.state_changed(StateChange(state, reason, attempt))

@@ -1,0 +1,284 @@
+"""What the client raises, with texts for a person at two in the morning.
+
+Three families: the connection (could not be made, was refused, has ended), a request that was
+refused (with code, field and limit as the venue said them), and a request whose outcome is not
+known. Nothing else leaves the client, whatever the venue sends.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+from protocol.admin import AdminRejected
+from protocol.codes import RejectCode, TerminateCode
+from protocol.order_entry import CancelRejected, OrderRejected
+from protocol.transport import LogOn, LogOnRejected, SessionReject
+from protocol.wire import Command
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from exchange.client.tickets import Ticket
+
+__all__ = [
+    "AdminRejectedError",
+    "CancelRejectedError",
+    "ClientError",
+    "ConnectError",
+    "ConnectionLostError",
+    "KeyFileError",
+    "LogOnRejectedError",
+    "NotConnectedError",
+    "NotReceivedError",
+    "OrderRejectedError",
+    "OutcomeUnknownError",
+    "ReportsLostError",
+    "RequestRejectedError",
+    "SendBufferFullError",
+    "SessionRejectError",
+    "TerminatedError",
+]
+
+_NOT_KNOWN: Final = "is not known"
+
+_MEANINGS: Final[dict[int, str]] = {
+    RejectCode.BAD_SIGNATURE: "the signature does not fit the key and the log-on",
+    RejectCode.UNKNOWN_KEY: "the key has no rights at this venue",
+    RejectCode.VERSION: "the venue speaks version {limit} of the protocol",
+    RejectCode.BAD_SESSION_NAME: "must be 1 to 16 of the characters A-Z a-z 0-9 . _ : -",
+    RejectCode.SESSION_LIMIT: "the venue has its {limit} sessions",
+    RejectCode.KEEPALIVE_OUT_OF_RANGE: "is out of range; the nearest bound is {limit}",
+    RejectCode.CANCEL_ON_DISCONNECT_OUT_OF_RANGE: "may be at most {limit}",
+    RejectCode.NUMBER_AHEAD: "is ahead of the venue, whose next number is {limit}",
+    RejectCode.CONNECTION_LIMIT: "the venue has its {limit} connections",
+    RejectCode.UNKNOWN_TAG: "the venue does not know this message",
+    RejectCode.INVALID_MESSAGE: "does not have the form that the protocol asks for",
+    RejectCode.NOT_PERMITTED: "the key lacks the role for this request",
+    RejectCode.UNSUPPORTED_VALUE: "has a value that this venue does not support",
+    RejectCode.FIELD_NOT_ALLOWED: "may not be given here",
+    RejectCode.PAYLOAD_BARRED: "the venue refuses these bytes until its operator has looked",
+    RejectCode.UNKNOWN_INSTRUMENT: _NOT_KNOWN,
+    RejectCode.UNKNOWN_ACCOUNT: "is not known, or belongs to another participant",
+    RejectCode.UNKNOWN_PARTICIPANT: _NOT_KNOWN,
+    RejectCode.UNKNOWN_EVENT: _NOT_KNOWN,
+    RejectCode.DUPLICATE_NAME: "is taken, by id {limit}",
+    RejectCode.INVALID_VALUE: "has a value that cannot be (the venue names {limit})",
+    RejectCode.CAPACITY: "the venue is full: at most {limit}",
+    RejectCode.CURRENCY_MISMATCH: "is in another currency than the instrument",
+    RejectCode.INSTRUMENT_HALTED: "the instrument is halted; cancels still work",
+    RejectCode.DUPLICATE_CLIENT_ORDER_ID: "must be above {limit}, the highest of the session",
+    RejectCode.QUANTITY_ZERO: "must be at least {limit}",
+    RejectCode.QUANTITY_STEP: "must be a multiple of {limit}",
+    RejectCode.QUANTITY_TOO_LARGE: "may be at most {limit}",
+    RejectCode.PRICE_OUT_OF_RANGE: "must lie inside the instrument's range, whose bound is {limit}",
+    RejectCode.PRICE_OFF_TICK: "is not on a tick; the tick size there is {limit}",
+    RejectCode.TIME_IN_FORCE_NOT_ALLOWED: "does not go with this order type",
+    RejectCode.EXPIRE_TIME_PASSED: "must be after {limit}, when the venue took the order",
+    RejectCode.FILL_OR_KILL: "cannot be filled whole: only {limit} is there",
+    RejectCode.NO_LIQUIDITY: "nothing rests on the other side",
+    RejectCode.UNKNOWN_ORDER: "names no open order of this session",
+    RejectCode.QUANTITY_NOT_ABOVE_FILLED: "must be above {limit}, which is filled already",
+    RejectCode.NO_CHANGE: "would change nothing",
+    RejectCode.INSUFFICIENT_COLLATERAL: "needs more than the available {limit} (1/1000000)",
+    RejectCode.POSITION_LIMIT: "would pass the position limit of {limit}",
+    RejectCode.OPEN_ORDER_LIMIT: "the account may have at most {limit} open orders",
+    RejectCode.PRICE_LEVEL_LIMIT: "a side may have at most {limit} price levels",
+    RejectCode.CASH_LIMIT: "may be at most {limit}",
+    RejectCode.DUPLICATE_TRANSFER_ID: "must be above {limit}, the highest of the account",
+    RejectCode.SHUTTING_DOWN: "the venue is stopping",
+    RejectCode.DISK_LOW: "the venue takes no new orders until it has disk space; cancels work",
+}
+
+_NAMES: Final[dict[int, str]] = {
+    code: code.name for codes in (RejectCode, TerminateCode) for code in codes
+}
+
+_LASTING: Final = (
+    TerminateCode.LOG_OUT,
+    TerminateCode.FRAME_SIZE,
+    TerminateCode.MALFORMED,
+    TerminateCode.PROTOCOL_VIOLATION,
+    TerminateCode.REPLACED,
+)
+"""Ends after which connecting again would meet the same end, or fight another client."""
+
+_PASSING: Final = (RejectCode.CONNECTION_LIMIT, RejectCode.SHUTTING_DOWN)
+"""Refused log-ons that may be accepted a little later."""
+
+
+def _code_name(code: int) -> str:
+    """Name a code; one that a newer venue has added stays a number."""
+    return _NAMES.get(code, f"code {code}")
+
+
+def _field_name(message: type[object], field: int) -> str:
+    """Name a field by its index in the message's array; "" for the message as a whole."""
+    names: tuple[str, ...] = getattr(message, "__struct_fields__", ())
+    return names[field - 1] if 0 < field <= len(names) else ""
+
+
+def _meaning(code: int, limit: int) -> str:
+    """Say what a code means, with the limit that the venue named."""
+    return _MEANINGS.get(code, "limit {limit}").format(limit=limit)
+
+
+def _title(command: Command) -> str:
+    """Name a command: its class, and the client order id when it has one."""
+    client_order_id = getattr(command, "client_order_id", 0)
+    name = type(command).__name__
+    return f"{name} {client_order_id}" if client_order_id else name
+
+
+class ClientError(Exception):
+    """Base of everything that the client raises; never raised itself.
+
+    `is_passing` says of an ended connection whether it makes sense to try again.
+    """
+
+    is_passing: bool = False
+
+
+class ConnectError(ClientError):
+    """No TCP connection could be made."""
+
+    is_passing = True
+
+    def __init__(self, host: str, port: int, reason: object) -> None:
+        super().__init__(f"cannot connect to {host} port {port}: {reason}")
+
+
+class LogOnRejectedError(ClientError):
+    """The venue refused the log-on; `field` is an index into `LogOn`, `field_name` its name."""
+
+    def __init__(self, rejected: LogOnRejected) -> None:
+        self.code = rejected.code
+        self.field = rejected.field
+        self.field_name = _field_name(LogOn, rejected.field)
+        self.limit = rejected.limit
+        self.text = rejected.text
+        self.is_passing = rejected.code in _PASSING
+        where = f"{self.field_name} " if self.field_name else ""
+        said = f" ({self.text})" if self.text else ""
+        meaning = _meaning(self.code, self.limit)
+        super().__init__(f"log-on rejected: {_code_name(self.code)}: {where}{meaning}{said}")
+
+
+class ConnectionLostError(ClientError):
+    """The connection ended without a word from either side."""
+
+    is_passing = True
+
+    def __init__(self, reason: object) -> None:
+        super().__init__(f"connection lost: {reason}")
+
+
+class TerminatedError(ClientError):
+    """The connection was ended with a reason, by the venue or (`by_venue` false) by this client."""
+
+    def __init__(self, code: int, text: str, by_venue: bool) -> None:
+        self.code = code
+        self.text = text
+        self.by_venue = by_venue
+        self.is_passing = code not in _LASTING
+        who = "the venue" if by_venue else "this client"
+        said = f": {text}" if text else ""
+        super().__init__(f"{who} ended the connection: {_code_name(code)}{said}")
+
+
+class NotConnectedError(ClientError):
+    """Nothing was sent: there is no established connection just now."""
+
+
+class SendBufferFullError(ClientError):
+    """Nothing was sent: too much is unsent or unanswered. `await client.drain()`, then go on."""
+
+
+class RequestRejectedError(ClientError):
+    """A request was refused and had no effect.
+
+    `code`, `field` (index in the command; 0: the command as a whole) and `limit` are the venue's,
+    `field_name` is the field's name, `command` what was sent and `report` what came back.
+    """
+
+    def __init__(
+        self,
+        command: Command,
+        report: OrderRejected | CancelRejected | AdminRejected | SessionReject,
+        limit: int,
+    ) -> None:
+        self.command = command
+        self.report = report
+        self.code = report.code
+        self.field = report.field
+        self.field_name = _field_name(type(command), report.field)
+        self.limit = limit
+        value = getattr(command, self.field_name) if self.field_name else ""
+        where = f"{self.field_name} {value} " if self.field_name else ""
+        reason = f"{_code_name(self.code)}: {where}{_meaning(self.code, limit)}"
+        super().__init__(f"{_title(command)} rejected: {reason}")
+
+
+class OrderRejectedError(RequestRejectedError):
+    """A new order was refused."""
+
+
+class CancelRejectedError(RequestRejectedError):
+    """A cancel or a replace was refused; an order that it named stays as it was."""
+
+
+class AdminRejectedError(RequestRejectedError):
+    """An admin command was refused; for DUPLICATE_NAME `limit` is the id that has the name."""
+
+
+class SessionRejectError(RequestRejectedError):
+    """The gateway refused the request before the sequencer saw it.
+
+    `retry_after_ns` is 0 when trying again cannot help; `text` says more.
+    """
+
+    def __init__(self, command: Command, report: SessionReject) -> None:
+        super().__init__(command, report, 0)
+        self.retry_after_ns = report.retry_after_ns
+        self.text = report.text
+
+    def __str__(self) -> str:
+        said = f" ({self.text})" if self.text else ""
+        return super().__str__() + said
+
+
+class OutcomeUnknownError(ClientError):
+    """The connection ended before the request was answered.
+
+    `was_received` is None while nobody knows; True once the venue has said that the request is in
+    its journal (its outcome is in the report stream, and if it is not there, the gateway refused
+    it).
+    """
+
+    def __init__(self, ticket: "Ticket[Any]", was_received: bool | None, reason: object) -> None:
+        self.ticket = ticket
+        self.was_received = was_received
+        known = "the venue has received it" if was_received else "it may or may not have arrived"
+        super().__init__(f"outcome of {_title(ticket.command)} unknown, {known}: {reason}")
+
+
+class NotReceivedError(ClientError):
+    """The venue never received the request: it has no effect, and sending it again is safe."""
+
+    def __init__(self, ticket: "Ticket[Any]") -> None:
+        self.ticket = ticket
+        super().__init__(f"{_title(ticket.command)} never reached the venue; safe to send again")
+
+
+class ReportsLostError(ClientError):
+    """The venue could not resume the report stream where this client was.
+
+    Reports `first_number` to `first_number + count - 1` will not come: orders and positions have
+    to be reconciled.
+    """
+
+    def __init__(self, first_number: int, count: int) -> None:
+        self.first_number = first_number
+        self.count = count
+        super().__init__(f"{count} execution reports from number {first_number} on were missed")
+
+
+class KeyFileError(ClientError):
+    """A private key could not be read or written."""

@@ -1,0 +1,71 @@
+"""Execution reports in order for one reader, bounded.
+
+When the reader is too slow the queue holds the connection: nothing more is read from the socket
+until half of the queue is consumed, TCP passes the pressure on, and a venue that cannot send for
+too long ends the connection. Nothing is dropped on this side.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from exchange.client.errors import ClientError
+from exchange.client.limits import REPORTS_MAX, REPORTS_RESUME
+from protocol.wire import VenueReport
+
+__all__ = ["ReportQueue"]
+
+
+class ReportQueue:
+    """An asynchronous iterator over reports; `release` is called when reading may go on.
+
+    An error in the queue is raised once, in its place; iterating again goes on behind it.
+    """
+
+    def __init__(self, release: Callable[[], None]) -> None:
+        self._items: deque[VenueReport | ClientError] = deque()
+        self._release = release
+        self._is_holding = False
+        self._is_ended = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def put(self, item: VenueReport | ClientError) -> bool:
+        """Append a report, or an error in its place. False: full, hold the connection."""
+        self._items.append(item)
+        self._wake()
+        self._is_holding = len(self._items) >= REPORTS_MAX
+        return not self._is_holding
+
+    def end(self) -> None:
+        """After what is queued the iteration ends."""
+        self._is_ended = True
+        self._wake()
+
+    def __aiter__(self) -> "ReportQueue":
+        return self
+
+    async def __anext__(self) -> VenueReport:
+        if self._waiter is not None:
+            raise RuntimeError("reports() has one reader, and it is waiting")
+        while not self._items:
+            if self._is_ended:
+                raise StopAsyncIteration
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        item = self._items.popleft()
+        if self._is_holding and len(self._items) <= REPORTS_RESUME:
+            self._is_holding = False
+            self._release()
+        if isinstance(item, ClientError):
+            raise item
+        return item
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
