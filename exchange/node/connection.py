@@ -1,0 +1,456 @@
+"""One TCP connection: bytes in and out, around the session machine of `protocol.session`.
+
+Until the log-on is durable the machine reads every frame. Then the connection is *attached*: the
+compiled ingress reads, the machine keeps the clock, and Python handles what is rare, one frame at a
+time. What cannot be taken at once (a full batch, a log-on under way, more rare frames than one turn
+may have) stays in `_unread`, and reading from the socket is paused.
+
+Nothing here waits or blocks; every way out ends in `_close`, which is reached once.
+"""
+
+import asyncio
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Final, cast
+
+from exchange.node import log_on as log_ons
+from exchange.node.ingress import BAD_HEADER, DRAINED, FULL, GAP
+from exchange.node.limits import (
+    COLD_FRAMES_PER_TURN_MAX,
+    LINGER_S,
+    RECHECK_S,
+    UNREAD_SIZE_MAX,
+    WRITE_SIZE_HIGH,
+    WRITE_SIZE_MAX,
+    WRITE_WAIT_S,
+)
+from protocol import wire
+from protocol.codes import DisconnectReason, RejectCode, TerminateCode
+from protocol.errors import MessageError, RemoteProtocolError
+from protocol.framing import (
+    CLIENT_FRAME_SIZE_MAX,
+    HEADER,
+    HEADER_SIZE,
+    SEQUENCED,
+    SESSION,
+    Frame,
+    FrameReader,
+)
+from protocol.records import FROM_CLIENT, FROM_VENUE, Disconnect
+from protocol.session import SILENT_INTERVALS, Party, State
+from protocol.session import Connection as Machine
+from protocol.transport import LogOn, LogOnAccepted, LogOnRejected, NotApplied, SessionReject
+
+if TYPE_CHECKING:
+    from exchange.node.order_entry import OrderEntry
+
+__all__ = ["Connection"]
+
+NANOSECONDS_PER_SECOND: Final = 1_000_000_000
+NANOSECONDS_PER_MILLISECOND: Final = 1_000_000
+SHUTTING_DOWN_TEXT: Final = "the venue is stopping"
+
+
+class Connection(asyncio.Protocol):
+    """See the module. The server makes one for each socket that it accepts."""
+
+    def __init__(self, server: "OrderEntry") -> None:
+        self.session = 0  # known once the log-on is sequenced
+        self.connection = 0
+        self._server = server
+        self._sequencer = server.sequencer
+        self._ingress = server.ingress
+        self._heard_ns = server.steady_ns()
+        self._machine = Machine(Party.VENUE, self._heard_ns)
+        self._transport: asyncio.Transport | None = None
+        self._unread = b""
+        self._offset = 0
+        self._is_attached = False  # the ingress takes our frames
+        self._is_connected = False  # the engine counts us as the session's connection
+        self._is_waiting = False  # we are in a queue to go on with what is unread
+        self._is_write_blocked = False
+        self._is_reading = True
+        self._is_rechecking = False
+        self._is_closed = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+
+    # The transport calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=WRITE_SIZE_HIGH)
+        now_ns = self._server.steady_ns()
+        self._machine.send(self._server.hello(now_ns), now_ns)
+        refusal = self._server.admit(self)
+        if refusal is not None:
+            self._machine.send(refusal, now_ns)
+        self._flush()
+        self._arm()
+
+    def data_received(self, data: bytes) -> None:
+        self._heard_ns = self._server.steady_ns()
+        if self._is_closed:
+            return
+        if self._machine.state is State.GREETED:
+            self._greeted(data)
+        elif self._machine.state is not State.CLOSING:
+            rest = self._unread[self._offset :]
+            self._unread = rest + data if rest else data
+            self._offset = 0
+            if len(self._unread) > UNREAD_SIZE_MAX:
+                self.end(TerminateCode.PROTOCOL_VIOLATION, "more than the venue reads ahead")
+            elif self._is_attached and not self._is_waiting:
+                self._read()
+
+    def pause_writing(self) -> None:
+        self._is_write_blocked = True
+        self._pace()
+        loop = self._server.loop
+        self._write_timer = loop.call_later(WRITE_WAIT_S, self._be_too_slow)
+
+    def resume_writing(self) -> None:
+        self._is_write_blocked = False
+        self._pace()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        del error  # However it was lost, it is lost.
+        self._machine.connection_lost()
+        self._transport = None
+        self._close()
+        for timer in (self._timer, self._write_timer):
+            if timer is not None:
+                timer.cancel()
+        self._server.forget(self)
+
+    # Log-on.
+
+    def _greeted(self, data: bytes) -> None:
+        """Let the machine read until the log-on is there; the rest waits for its outcome."""
+        self._machine.receive_data(data, self._heard_ns)
+        try:
+            received = self._machine.next_event()
+        except RemoteProtocolError:
+            received = None  # The machine has its Terminate ready.
+        if received is not None and isinstance(received.message, LogOn):
+            self._unread = self._machine.take_unread()
+            self._log_on(received.message)
+        self._flush()
+        self._pace()
+
+    def _log_on(self, message: LogOn) -> None:
+        assert self._machine.hello is not None, "the greeting was sent first"
+        if self._sequencer.is_draining:
+            self._refuse_log_on(_shutting_down())
+            return
+        refusal = log_ons.authenticate(self._server.engine, self._machine.hello, message)
+        if refusal is not None:
+            # It tells what the engine knows, so it waits until that is durable.
+            self._sequencer.after_durable(partial(self._refuse_log_on, refusal))
+        else:
+            self._sequencer.attempt(partial(self._connect, message))
+
+    def _refuse_log_on(self, refusal: LogOnRejected) -> None:
+        if self._machine.state is State.AUTHENTICATING:
+            self._server.log.info(
+                "log_on_rejected", code=RejectCode(refusal.code).name, peer=self.peer
+            )
+            self._machine.send(refusal, self._server.steady_ns())
+            self._flush()
+
+    def _connect(self, message: LogOn) -> bool:
+        """Sequence the log-on; False when it has to wait for the next batch."""
+        if self._is_closed:
+            return True
+        if self._sequencer.is_draining:
+            self._refuse_log_on(_shutting_down())
+            return True
+        engine = self._server.engine
+        place = log_ons.find_place(engine, message)
+        if self._server.is_taken(place):
+            # A log-on that the engine has refused waits for its answer under the same numbers.
+            return False
+        payload = wire.encode(log_ons.connect_message(engine, message, wire.MINOR))
+        if not self._sequencer.submit(FROM_VENUE, place.session, place.connection, 0, payload):
+            return False
+        self.session, self.connection = place
+        self._is_connected = self._server.enter(self, place)
+        return True
+
+    def _establish(self, frames: bytes) -> bytes:
+        """The answer to the log-on is durable: act on it, return the frames behind it."""
+        length: int = HEADER.unpack_from(frames)[0]
+        answer = wire.decode_venue(SESSION, frames[HEADER_SIZE:length])
+        assert isinstance(answer, LogOnAccepted | LogOnRejected), "the first event is the answer"
+        if isinstance(answer, LogOnRejected):
+            self._refuse_log_on(answer)
+            return b""
+        self._machine.send(answer, self._server.steady_ns())
+        self._flush()
+        if self._is_connected:
+            self._ingress.attach(self.session, self.connection, answer.last_client_number)
+            self._is_attached = True
+            self._server.log.info(
+                "log_on", session=self.session, connection=self.connection, peer=self.peer
+            )
+        self._arm()
+        return frames[length:]
+
+    # Frames in.
+
+    def _read(self) -> None:
+        """Go on with what is unread, now or when it is our turn."""
+        if not self._sequencer.attempt(self._take):
+            self._is_waiting = True
+            self._pace()
+
+    def _take(self) -> bool:
+        """Take what is unread; False when the batch is full before that."""
+        self._is_waiting = False
+        is_done = True
+        for _ in range(COLD_FRAMES_PER_TURN_MAX):
+            if not self._is_attached:
+                break
+            self._offset, status = self._sequencer.feed(
+                self.session, self.connection, self._unread, self._offset
+            )
+            if status == DRAINED:
+                break
+            if status == FULL:
+                is_done = False
+            elif status == GAP:
+                missing = NotApplied(self._ingress.gap_from, self._ingress.gap_count)
+                self._machine.send(missing, self._heard_ns)
+            elif status == BAD_HEADER:
+                self._refuse_header()
+            else:
+                is_done = self._take_frame()
+            if not is_done:
+                break
+        else:
+            self._is_waiting = True
+            self._server.loop.call_soon(self._read)
+        self._is_waiting = self._is_waiting or not is_done
+        self._flush()
+        self._pace()
+        return is_done
+
+    def _refuse_header(self) -> None:
+        """A header that cannot be; the reader of `protocol` has the words for it."""
+        reader = FrameReader(CLIENT_FRAME_SIZE_MAX)
+        reader.feed(self._unread[self._offset : self._offset + HEADER_SIZE])
+        try:
+            frame = reader.next_frame()
+            raise AssertionError(f"ingress refused a header that is good: {frame}")
+        except RemoteProtocolError as error:
+            self._detach()
+            self._machine.terminate(error.code, error.text, self._heard_ns)
+
+    def _take_frame(self) -> bool:
+        """Handle one frame that is not for the hot path; False when the batch is full."""
+        length, *fields = HEADER.unpack_from(self._unread, self._offset)
+        payload = self._unread[self._offset + HEADER_SIZE : self._offset + length]
+        frame = Frame._make((*fields, payload))
+        if frame.kind != SEQUENCED:
+            self._offset += length
+            self._take_session_frame(frame)
+            return True
+        refusal = self._check_command(frame)
+        if refusal is not None:
+            self._machine.send(refusal, self._heard_ns)
+        elif not self._sequencer.submit(
+            FROM_CLIENT, self.session, self.connection, frame.number, payload
+        ):
+            return False
+        self._offset += length
+        self._ingress.take(self.session, frame.number)
+        return True
+
+    def _check_command(self, frame: Frame) -> SessionReject | None:
+        """What the gateway refuses by itself; it consumes the number and is not journaled."""
+        try:
+            wire.decode_command(frame.payload)
+        except MessageError as error:
+            return wire.session_reject(frame.number, error)
+        if self._sequencer.is_draining:
+            code, text = RejectCode.SHUTTING_DOWN, SHUTTING_DOWN_TEXT
+        elif frame.payload in self._server.barred:
+            code, text = RejectCode.PAYLOAD_BARRED, "these bytes have failed the venue before"
+        else:
+            return None
+        return SessionReject(frame.number, wire.peek_tag(frame.payload), code, 0, 0, text)
+
+    def _take_session_frame(self, frame: Frame) -> None:
+        # After an error the machine has its Terminate ready, and is closed like after the client's.
+        with suppress(RemoteProtocolError):
+            self._machine.receive_frame(frame, self._heard_ns)
+        if self._machine.state is not State.ESTABLISHED:
+            self._detach()
+        if self._machine.state is State.CLOSING:
+            self._is_connected = False
+            self._sequencer.attempt(self._log_out)
+
+    def _log_out(self) -> bool:
+        """Sequence the log-out, and say goodbye when all before it is out."""
+        if not self._submit_disconnect(DisconnectReason.LOG_OUT):
+            return False
+        self._sequencer.after_durable(partial(self.end, TerminateCode.LOG_OUT, ""))
+        return True
+
+    # Frames out.
+
+    def deliver(self, frames: bytes, next_number: int) -> None:
+        """Send the frames of a durable batch; `next_number` is that of the frame after them."""
+        if self._machine.state is State.AUTHENTICATING:
+            frames = self._establish(frames)
+            if self._is_attached:
+                self._write(frames, next_number)
+                self._read()
+                return
+        self._write(frames, next_number)
+
+    def _write(self, frames: bytes, next_number: int) -> None:
+        if not frames or self._is_closed or self._transport is None:
+            return
+        if self._transport.get_write_buffer_size() > WRITE_SIZE_MAX:
+            self._be_too_slow()
+            return
+        self._transport.write(frames)
+        self._machine.numbers_sent(next_number, self._server.steady_ns())
+
+    def _flush(self) -> None:
+        """Write what the machine has to say; close when it was the last word."""
+        data = self._machine.data_to_send()
+        if data and self._transport is not None:
+            self._transport.write(data)
+        if self._machine.state is State.CLOSED:
+            self._close()
+
+    def _be_too_slow(self) -> None:
+        self.end(TerminateCode.SLOW_CONSUMER, "the client does not read what it is sent")
+
+    def _pace(self) -> None:
+        """Read from the socket only when nothing has to wait."""
+        should_read = not (
+            self._is_waiting
+            or self._is_write_blocked
+            or self._is_closed
+            or self._machine.state is State.AUTHENTICATING
+        )
+        if should_read is self._is_reading or self._transport is None or self._is_closed:
+            return
+        self._is_reading = should_read
+        if should_read:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+    # The clock.
+
+    def _arm(self) -> None:
+        """Set the timer to the machine's deadline; what moves it later lets it fire too early."""
+        if self._timer is not None:
+            self._timer.cancel()
+        deadline_ns = self._machine.deadline_ns()
+        if deadline_ns and not self._is_closed:
+            delay_s = (deadline_ns - self._server.steady_ns()) / NANOSECONDS_PER_SECOND
+            self._timer = self._server.loop.call_later(max(delay_s, 0), self._on_timer)
+
+    def _on_timer(self) -> None:
+        now_ns = self._server.steady_ns()
+        if not self._is_reading:
+            self._heard_ns = now_ns  # It is our doing that nothing is heard.
+        silent_ns = SILENT_INTERVALS * self._machine.keepalive_ms * NANOSECONDS_PER_MILLISECOND
+        is_silent = 0 < silent_ns <= now_ns - self._heard_ns
+        if is_silent and not self._is_rechecking:
+            self._is_rechecking = True
+            self._timer = self._server.loop.call_later(RECHECK_S, self._on_timer)
+            return
+        self._is_rechecking = False
+        if self._is_attached:
+            last_number = self._ingress.last_number(self.session)
+            self._machine.numbers_received(last_number, self._heard_ns)
+        self._machine.tick(now_ns)
+        self._flush()
+        self._arm()
+
+    # The end.
+
+    @property
+    def peer(self) -> str:
+        """Address of the client, for the log."""
+        address = self._transport.get_extra_info("peername") if self._transport else None
+        return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "unknown"
+
+    def end(self, code: TerminateCode, text: str) -> None:
+        """Send the last frame and close."""
+        self._machine.terminate(code, text, self._server.steady_ns())
+        self._flush()
+
+    def give_way(self) -> None:
+        """A newcomer has the session now: take and sequence nothing more. `end` follows."""
+        self._detach()
+        self._is_connected = False
+        self._pace()
+
+    def abort(self) -> None:
+        """Cut the connection without a word; unsent bytes are lost."""
+        self._is_connected = False
+        self._machine.connection_lost()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _detach(self) -> None:
+        self._is_attached = False
+        self._unread = b""
+        self._offset = 0
+        self._ingress.detach(self.session, self.connection)
+
+    def _close(self) -> None:
+        """Take nothing more, tell the engine, and let the transport send what it has."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._detach()
+        self._server.leave(self)
+        if self._is_connected:
+            self._is_connected = False
+            if not self._sequencer.is_draining:  # A stopped venue disconnects everybody at start.
+                self._sequencer.attempt(partial(self._submit_disconnect, DisconnectReason.LOST))
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Send what there is and wait for the client to close.
+
+        Were the socket closed at once, a client that is still sending would get a reset, and with
+        it lose the last frames. So what it sends is read and dropped, until it has closed or its
+        time is over.
+        """
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        transport.write_eof()
+        if not self._is_reading:
+            self._is_reading = True
+            transport.resume_reading()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._server.loop.call_later(LINGER_S, self._close_transport)
+
+    def _close_transport(self) -> None:
+        if self._transport is None:
+            return
+        if self._transport.get_write_buffer_size():
+            self._transport.abort()
+        else:
+            self._transport.close()
+
+    def _submit_disconnect(self, reason: DisconnectReason) -> bool:
+        payload = wire.encode(Disconnect(reason))
+        return bool(self._sequencer.submit(FROM_VENUE, self.session, self.connection, 0, payload))
+
+
+def _shutting_down() -> LogOnRejected:
+    return log_ons.reject(RejectCode.SHUTTING_DOWN, "", SHUTTING_DOWN_TEXT)

@@ -1,0 +1,164 @@
+"""The order-entry server: who is connected, and to whom the events of a durable batch go.
+
+A connection is found by (session, connection number). It gets its place there when its log-on is
+sequenced, and loses it when it is closed; events for nobody are dropped here, their session finds
+them missing by their numbers.
+"""
+
+import asyncio
+import secrets
+from functools import partial
+from typing import Final
+
+from exchange.clock import Clock
+from exchange.core.engine import Engine
+from exchange.logs import Log
+from exchange.node import log_on as log_ons
+from exchange.node.barred import BarredPayloads
+from exchange.node.connection import Connection
+from exchange.node.failure import Failure
+from exchange.node.ingress import Ingress
+from exchange.node.limits import CONNECTIONS_MAX, REFUSALS_MAX
+from exchange.node.log_on import Place
+from exchange.node.sequencer import Parts, Sequencer
+from protocol.codes import RejectCode, TerminateCode
+from protocol.framing import CLIENT_FRAME_SIZE_MAX
+from protocol.transport import Hello, LogOnRejected
+from protocol.wire import MAJOR, MINOR
+
+__all__ = ["OrderEntry"]
+
+NONCE_SIZE: Final = 32
+
+
+class OrderEntry:
+    """See the module. Also the sequencer's outlet."""
+
+    def __init__(self, parts: Parts, log: Log, connections_max: int = CONNECTIONS_MAX) -> None:
+        self.log = log
+        self.loop: asyncio.AbstractEventLoop = parts.loop
+        self.engine: Engine = parts.engine
+        self.ingress: Ingress = parts.ingress
+        self.barred: BarredPayloads = parts.barred
+        self.sequencer = Sequencer(parts, self)
+        self.connections: set[Connection] = set()
+        self.ended: asyncio.Future[Failure] = parts.loop.create_future()
+        self._connections_max = connections_max
+        self._clock: Clock = parts.clock
+        self._steady_base_ns = parts.clock.time_ns() - parts.clock.monotonic_ns()
+        self._places: dict[Place, Connection] = {}
+        self._empty: asyncio.Event = asyncio.Event()
+        for payload in parts.barred.payloads.values():
+            parts.ingress.bar(payload)
+
+    def steady_ns(self) -> int:
+        """Time for frame headers and keepalives: UTC at the start, and never back from there."""
+        return self._steady_base_ns + self._clock.monotonic_ns()
+
+    # For connections.
+
+    def accept(self) -> Connection:
+        """The protocol object of a new socket; what a server, or a simulator, calls."""
+        return Connection(self)
+
+    def hello(self, now_ns: int) -> Hello:
+        """A greeting with a fresh nonce."""
+        nonce = secrets.token_bytes(NONCE_SIZE)
+        return Hello(MAJOR, MINOR, self.engine.venue, nonce, now_ns, CLIENT_FRAME_SIZE_MAX)
+
+    def admit(self, connection: Connection) -> LogOnRejected | None:
+        """Count a connection in; the refusal when the venue takes no more."""
+        before = len(self.connections)
+        self.connections.add(connection)
+        if before >= self._connections_max + REFUSALS_MAX:
+            connection.abort()
+        elif before >= self._connections_max:
+            text = f"the venue has {self._connections_max} connections already"
+            return log_ons.reject(RejectCode.CONNECTION_LIMIT, "", text, self._connections_max)
+        elif self.sequencer.is_draining:
+            return log_ons.reject(RejectCode.SHUTTING_DOWN, "", "the venue is stopping")
+        return None
+
+    def is_taken(self, place: Place) -> bool:
+        """Whether an answer that is not durable yet is under way to this place."""
+        return place in self._places
+
+    def enter(self, connection: Connection, place: Place) -> bool:
+        """The log-on is sequenced: events for this place go to the connection from now on.
+
+        Returns whether the engine took it; then the session's connection before gives way, and is
+        told once that is durable.
+        """
+        self._places[place] = connection
+        if place.session > self.engine.session_count:
+            return False
+        state = self.engine.session(place.session)
+        if state.connection != place.connection or not state.is_connected:
+            return False
+        previous = self._places.get(Place(place.session, place.connection - 1))
+        if previous is not None:
+            previous.give_way()
+            text = f"connection {place.connection} has the session now"
+            self.sequencer.after_durable(lambda: previous.end(TerminateCode.REPLACED, text))
+        return True
+
+    def leave(self, connection: Connection) -> None:
+        """The connection takes no more events.
+
+        Its place is kept until all events for it are out: numbers that the engine refused are
+        given again, and the next who gets them must not get the refusal.
+        """
+        place = Place(connection.session, connection.connection)
+        if self._places.get(place) is connection:
+            self.sequencer.after_durable(partial(self._vacate, place, connection))
+            self.log.info("left", session=place.session, connection=place.connection)
+
+    def _vacate(self, place: Place, connection: Connection) -> None:
+        if self._places.get(place) is connection:
+            del self._places[place]
+
+    def forget(self, connection: Connection) -> None:
+        """The socket is gone."""
+        self.connections.discard(connection)
+        if not self.connections:
+            self._empty.set()
+
+    # For the sequencer.
+
+    def release(self, events: bytes, closed_ns: int) -> None:
+        """Send the events of a durable batch to whom they concern."""
+        if not events:
+            return
+        places = self._places
+        for session, number, next_number, frames in self.ingress.release(
+            events, self.steady_ns(), closed_ns
+        ):
+            connection = places.get(Place(session, number))
+            if connection is not None:
+                connection.deliver(frames, next_number)
+
+    def fail(self, failure: Failure) -> None:
+        """Cut every connection; nothing of what waits in their buffers matters any more."""
+        for connection in list(self.connections):
+            connection.abort()
+        if not self.ended.done():
+            self.ended.set_result(failure)
+
+    # The end.
+
+    def say_goodbye(self) -> None:
+        """Tell every client that the venue stops, and close."""
+        for connection in list(self.connections):
+            connection.end(TerminateCode.SHUTDOWN, "the venue is stopping")
+
+    async def wait_empty(self, seconds: float) -> None:
+        """Wait until every socket is gone; cut those that are left after so many seconds."""
+        self._empty.clear()
+        if not self.connections:
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._empty.wait()
+        except TimeoutError:
+            for connection in list(self.connections):
+                connection.abort()

@@ -1,0 +1,264 @@
+"""Commands in order, batch by batch, durable before visible.
+
+The sequencer owns the engine, the journal and the open batch. What all connections of one loop turn
+have brought is one batch: the first command of a batch schedules one commit for the end of the
+turn; there is no timer. A commit closes the batch, builds its record, and has it written and
+synced; only then are its events released. While a sync is under way the next batch is applied and
+grows; it is built and written after that sync has returned, so at most one record is unsynced. When
+the batch is full, whoever has more waits in one queue and goes on, in order, after the commit.
+
+The first failure latches. After it `feed` and `submit` answer as if the batch were full for ever,
+no callback is called any more, and nothing that was not released before is.
+"""
+
+import asyncio
+import traceback
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from exchange.clock import Clock
+from exchange.core.engine import RULES_VERSION, Batch, Engine
+from exchange.node.barred import BarredPayloads
+from exchange.node.commit import Committer
+from exchange.node.failure import Exit, Failure
+from exchange.node.ingress import FULL, Ingress
+from exchange.node.limits import DEADLINE_SLEEP_MAX_S
+from journal import Journal, JournalError
+from protocol.framing import HEADER, HEADER_SIZE
+
+__all__ = ["Outlet", "Parts", "Sequencer"]
+
+NANOSECONDS_PER_SECOND: Final = 1_000_000_000
+
+
+class Outlet(Protocol):
+    """Where what is durable goes."""
+
+    def release(self, events: bytes, closed_ns: int) -> None:
+        """Send the events of a durable batch, whose matching was done at `closed_ns`."""
+
+    def fail(self, failure: Failure) -> None:
+        """Nothing more will be released; cut every connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a sequencer works with; a simulator brings its own clock, loop, storage, committer."""
+
+    engine: Engine
+    ingress: Ingress
+    journal: Journal
+    committer: Committer
+    barred: BarredPayloads
+    clock: Clock
+    loop: asyncio.AbstractEventLoop
+
+
+class Sequencer:
+    """See the module. All methods belong to the loop thread."""
+
+    def __init__(self, parts: Parts, outlet: Outlet) -> None:
+        self.engine = parts.engine
+        self.failure: Failure | None = None
+        self.is_draining = False
+        self.batch_count = 0  # batches that became durable here
+        self.durable_sequence = parts.engine.sequence
+        self._parts = parts
+        self._outlet = outlet
+        self._is_scheduled = False
+        self._unsynced: tuple[Batch, int] | None = None  # and when its matching was done
+        self._waiting: deque[Callable[[], bool]] = deque()
+        self._after: deque[tuple[int, Callable[[], None]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ns = 0
+
+    # Commands in.
+
+    def feed(self, session: int, connection: int, data: bytes, offset: int) -> tuple[int, int]:
+        """Take whole frames of an attached connection; see `Ingress.feed`."""
+        parts = self._parts
+        if self.failure is not None:
+            return offset, FULL
+        try:
+            result = parts.ingress.feed(session, connection, data, offset, parts.clock.time_ns())
+        except Exception as error:  # noqa: BLE001 - whatever the core raises, its state is lost
+            self._fail_on(error, _payload_at(data, parts.ingress.offset))
+            return offset, FULL
+        self._touch()
+        return result
+
+    def submit(self, kind: int, session: int, connection: int, number: int, payload: bytes) -> int:
+        """Sequence and apply one valid message; its sequence, or 0 when the batch is full."""
+        if self.failure is not None:
+            return 0
+        now_ns = self._parts.clock.time_ns()
+        try:
+            sequence = self.engine.submit(
+                kind, session, connection, number, now_ns, now_ns, payload
+            )
+        except Exception as error:  # noqa: BLE001 - as in feed
+            self._fail_on(error, payload)
+            return 0
+        self._touch()
+        return sequence
+
+    def attempt(self, action: Callable[[], bool]) -> bool:
+        """Do it now, or, when the batch is full, after the commit; in the order of the calls.
+
+        The action returns False when it met the full batch, and is then called again later.
+        Returns whether it is done.
+        """
+        if not self._waiting and action():
+            return True
+        self._waiting.append(action)
+        return False
+
+    def after_durable(self, action: Callable[[], None]) -> None:
+        """Call back once all that has been applied up to now is durable and released."""
+        sequence = self.engine.sequence
+        if self.failure is None and sequence <= self.durable_sequence:
+            action()
+        else:
+            self._after.append((sequence, action))
+
+    def after_all(self, action: Callable[[], None]) -> None:
+        """Call back once nobody waits for room any more and all of it is durable."""
+
+        def is_last() -> bool:
+            self.after_durable(action)
+            return True
+
+        self.attempt(is_last)
+
+    # Commits.
+
+    def _touch(self) -> None:
+        """See that an open batch gets its commit."""
+        if self._is_scheduled or self._unsynced is not None or not self.engine.batch_count:
+            return
+        self._is_scheduled = True
+        self._parts.loop.call_soon(self._commit)
+
+    def _commit(self) -> None:
+        self._is_scheduled = False
+        if self.failure is not None or self._unsynced is not None or not self.engine.batch_count:
+            return
+        try:
+            batch = self.engine.take_batch()
+            self._unsynced = (batch, self._parts.clock.time_ns())
+            record = self._parts.journal.build(
+                batch.commands, batch.command_count, batch.events_crc, RULES_VERSION
+            )
+            is_durable = self._parts.committer.commit(record, self._on_commit)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the batch is not durable
+            self._fail_on(error, None)
+            return
+        if is_durable:
+            self._on_commit(None)
+
+    def _on_commit(self, error: BaseException | None) -> None:
+        """The record under way is durable, or it failed."""
+        if self.failure is not None:
+            return
+        if error is not None:
+            self._fail_on(error, None)
+            return
+        assert self._unsynced is not None, "a commit ends that was begun"
+        batch, closed_ns = self._unsynced
+        self._unsynced = None
+        self.durable_sequence = batch.first_sequence + batch.command_count - 1
+        self.batch_count += 1
+        self._outlet.release(batch.events, closed_ns)
+        while self._after and self._after[0][0] <= self.durable_sequence and not self.failure:
+            self._after.popleft()[1]()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """The batch has room again: first what is due by itself, then whoever waits."""
+        if self.engine.has_pending and not self.is_draining:
+            self.advance()
+        while self._waiting and self._waiting[0]():
+            self._waiting.popleft()
+        self._touch()
+        self._arm()
+
+    # Deadlines.
+
+    def advance(self) -> bool:
+        """Sequence what is pending or due now; False when the batch is full before that."""
+        if self.failure is not None:
+            return False
+        try:
+            is_done = self.engine.advance(self._parts.clock.time_ns())
+        except Exception as error:  # noqa: BLE001 - as in feed
+            self._fail_on(error, None)
+            return False
+        self._touch()
+        return is_done
+
+    def _arm(self) -> None:
+        """Set the timer to the earliest deadline; one that fires too early is set again."""
+        deadline_ns = self.engine.next_deadline_ns
+        is_set = self._timer is not None and self._timer_ns <= deadline_ns
+        if deadline_ns == 0 or is_set or self.failure is not None or self.is_draining:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_ns = deadline_ns
+        delay_s = (deadline_ns - self._parts.clock.time_ns()) / NANOSECONDS_PER_SECOND
+        delay_s = min(max(delay_s, 0), DEADLINE_SLEEP_MAX_S)
+        self._timer = self._parts.loop.call_later(delay_s, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        deadline_ns = self.engine.next_deadline_ns
+        if deadline_ns and deadline_ns <= self._parts.clock.time_ns():
+            self.attempt(self.advance)
+        self._arm()
+
+    # The end.
+
+    def drain(self, done: Callable[[], None]) -> None:
+        """Take no more commands; call back when what was taken is durable and released."""
+        self.is_draining = True
+        self._parts.ingress.is_closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self.after_durable(done)
+
+    def close(self) -> None:
+        """Stop the timer and the worker, once nothing is under way or after a failure."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._parts.committer.close()
+
+    def fail(self, failure: Failure) -> None:
+        """Latch: nothing is acknowledged or released any more."""
+        if self.failure is None:
+            self.failure = failure
+            self._outlet.fail(failure)
+
+    def _fail_on(self, error: BaseException, payload: bytes | None) -> None:
+        """Latch after an exception; one of ours is written aside with the payload to blame."""
+        if isinstance(error, JournalError):
+            self.fail(Failure(error.exit_code, str(error)))
+            return
+        what = traceback.format_exception_only(error)[-1].strip()
+        what = f"{what}; after sequence {self.engine.sequence}"
+        story = [what, *"".join(traceback.format_exception(error)).splitlines()]
+        try:
+            name = self._parts.barred.write_aside(payload, self.engine.open_commands(), story)
+            where = f"written aside in barred/{name}"
+        except OSError as disk_error:
+            where = f"could not be written aside: {disk_error}"
+        self.fail(Failure(Exit.ASSERTION, f"{what}; {where}"))
+
+
+def _payload_at(data: bytes, offset: int) -> bytes | None:
+    """The payload of the frame at the offset, when there is a whole one."""
+    if len(data) - offset < HEADER_SIZE:
+        return None
+    length: int = HEADER.unpack_from(data, offset)[0]
+    return data[offset + HEADER_SIZE : offset + length]

@@ -1,0 +1,171 @@
+"""Log-on: who gets in, and what everybody else is told."""
+
+from typing import Any
+
+import pytest
+
+from exchange.node.limits import (
+    CONNECTIONS_MAX,
+)
+from protocol import wire
+from protocol.admin import AdminAccepted, Key
+from protocol.codes import RejectCode, TerminateCode
+from protocol.framing import SEQUENCED, SESSION, UNSEQUENCED, encode_frame
+from protocol.order_entry import (
+    OrderAccepted,
+    OrderFilled,
+)
+from protocol.transport import (
+    Heartbeat,
+    Hello,
+    LogOnAccepted,
+    LogOnRejected,
+)
+from tests.exchange.node.market import (
+    assert_ended,
+    buy,
+    kinds,
+    logged_on,
+    make_world,
+    sell,
+)
+from tests.exchange.node.world import ADMIN, private_key, public_key
+
+
+def test_the_first_frame_is_a_greeting_with_a_fresh_nonce() -> None:
+    world = make_world()
+    hellos = [world.connect(2).read()[0] for _ in range(10)]
+    assert all(isinstance(hello, Hello) and hello.venue == "venue" for hello in hellos)
+    assert len({hello.nonce for hello in hellos}) == 10
+
+
+def test_a_log_on_makes_a_session_and_orders_trade() -> None:
+    world = make_world()
+    buyer, seller = logged_on(world), logged_on(world, 3)
+    assert buyer.accepted is not None
+    assert (buyer.accepted.session_id, buyer.accepted.connection) == (2, 1)
+    assert kinds(buyer.ask(buy(1))) == [OrderAccepted]
+    assert kinds(seller.ask(sell(1))) == [OrderAccepted, OrderFilled]
+    assert kinds(buyer.read()) == [OrderFilled]
+    world.engine.check()
+
+
+@pytest.mark.parametrize(
+    ("key", "fields", "code", "field"),
+    [
+        (9, {}, RejectCode.UNKNOWN_KEY, 3),
+        (2, {"signature": bytes(64)}, RejectCode.BAD_SIGNATURE, 11),
+        (2, {"major": 2}, RejectCode.VERSION, 1),
+        (2, {"keepalive_ms": 99}, RejectCode.KEEPALIVE_OUT_OF_RANGE, 7),
+        (2, {"keepalive_ms": 30_001}, RejectCode.KEEPALIVE_OUT_OF_RANGE, 7),
+        (2, {"cancel_on_disconnect": 4}, RejectCode.CANCEL_ON_DISCONNECT_OUT_OF_RANGE, 8),
+        (2, {"cancel_grace_ms": 60_001}, RejectCode.CANCEL_ON_DISCONNECT_OUT_OF_RANGE, 9),
+        (2, {"session": "a b"}, RejectCode.BAD_SESSION_NAME, 4),
+        (2, {"session": ""}, RejectCode.BAD_SESSION_NAME, 4),
+        (2, {"session": "x" * 17}, RejectCode.BAD_SESSION_NAME, 4),
+        (2, {"next_number": 2}, RejectCode.NUMBER_AHEAD, 6),
+        (2, {"client_nonce": bytes(31)}, RejectCode.INVALID_MESSAGE, 5),
+    ],
+)
+def test_a_log_on_that_cannot_be_is_refused_by_field(
+    key: int, fields: dict[str, Any], code: RejectCode, field: int
+) -> None:
+    world = make_world()
+    peer = world.connect(key)
+    answer = peer.log_on(**fields)
+    assert isinstance(answer, LogOnRejected), answer
+    assert (answer.code, answer.field) == (code, field)
+    world.loop.run()
+    assert peer.transport.is_gone
+    assert world.engine.session_count == 1, "no session was made"
+    assert isinstance(world.connect(2).log_on(), LogOnAccepted), "the numbers are free again"
+
+
+def test_a_signature_over_other_fields_is_refused() -> None:
+    world = make_world()
+    peer = world.connect(2)
+    signature = private_key(2).sign(b"something else")
+    answer = peer.log_on(signature=signature)
+    assert (answer.code, answer.field) == (RejectCode.BAD_SIGNATURE, 11)
+
+
+def test_a_recorded_log_on_is_worthless_on_the_next_connection() -> None:
+    world = make_world()
+    recorded = world.connect(2).encode_log_on()
+    other = world.connect(2)
+    other.read()
+    other.transport.deliver(recorded)
+    world.loop.run()
+    answer = wire.decode_venue(SESSION, bytes(other.transport.sent)[24:])
+    assert isinstance(answer, LogOnRejected)
+    assert answer.code == RejectCode.BAD_SIGNATURE
+
+
+def test_a_revoked_key_is_unknown() -> None:
+    world = make_world()
+    admin = logged_on(world, ADMIN, "admin")
+    assert kinds(admin.ask(Key(2, public_key(2), 0))) == [AdminAccepted]
+    answer = world.connect(2).log_on()
+    assert (answer.code, answer.field) == (RejectCode.UNKNOWN_KEY, 3)
+
+
+def test_the_session_limit_is_said_by_the_engine() -> None:
+    world = make_world(limits={"sessions_max": 2})
+    logged_on(world)
+    answer = world.connect(2, "another").log_on()
+    assert (answer.code, answer.field, answer.limit) == (RejectCode.SESSION_LIMIT, 4, 2)
+
+
+def test_one_connection_too_many_is_told_so() -> None:
+    world = make_world()
+    peers = [world.connect(2) for _ in range(CONNECTIONS_MAX)]
+    late = world.connect(2)
+    hello, answer = late.read()
+    assert isinstance(hello, Hello)
+    assert (answer.code, answer.limit) == (RejectCode.CONNECTION_LIMIT, CONNECTIONS_MAX)
+    world.loop.run()
+    assert late.transport.is_gone
+    peers[0].transport.lose()
+    world.loop.run()
+    assert kinds(world.connect(2).read()) == [Hello]
+
+
+def test_a_client_that_does_not_log_on_is_cut() -> None:
+    world = make_world()
+    peer = world.connect(2)
+    world.loop.sleep(4.9)
+    assert kinds(peer.read()) == [Hello]
+    world.loop.sleep(0.2)
+    assert_ended(world, peer, TerminateCode.LOG_ON_TIMEOUT)
+
+
+def test_orders_sent_right_behind_the_log_on_wait_for_its_outcome() -> None:
+    world = make_world()
+    peer = world.connect(2)
+    frames = peer.encode_log_on()
+    for number in (1, 2):
+        frames += encode_frame(SEQUENCED, number, wire.encode(buy(number)))
+    third = encode_frame(SEQUENCED, 3, wire.encode(buy(3)))
+    peer.transport.deliver(frames + third[:30])
+    world.loop.run()
+    assert kinds(peer.read()) == [LogOnAccepted, OrderAccepted, OrderAccepted]
+    peer.transport.deliver(third[30:])
+    world.loop.run()
+    assert kinds(peer.read()) == [OrderAccepted]
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        encode_frame(SEQUENCED, 1, wire.encode(buy(1))),
+        encode_frame(SESSION, 1, wire.encode(Heartbeat())),
+        encode_frame(UNSEQUENCED, 1, b"\x90"),
+    ],
+    ids=["order", "heartbeat", "unsequenced"],
+)
+def test_anything_before_the_log_on_ends_the_connection(frame: bytes) -> None:
+    world = make_world()
+    peer = world.connect(2)
+    peer.transport.deliver(frame)
+    world.loop.run()
+    assert_ended(world, peer, TerminateCode.PROTOCOL_VIOLATION)
