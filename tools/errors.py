@@ -1,0 +1,29 @@
+"""What a tool raises when it cannot go on: one line for a person, and the exit code."""
+
+__all__ = ["ReplayDiffersError", "ToolError", "UsageError", "VenueFailedError"]
+
+
+class ToolError(Exception):
+    """The tool failed for a reason that the text says."""
+
+    exit_code = 1
+
+
+class UsageError(ToolError):
+    """What the person asked for cannot be done: a wrong value, a missing file."""
+
+    exit_code = 64
+
+
+class ReplayDiffersError(ToolError):
+    """The engine of this build does not do with a journal what the journal says it did."""
+
+    exit_code = 65
+
+
+class VenueFailedError(ToolError):
+    """A child process ended as it should not have; its exit code becomes ours."""
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code

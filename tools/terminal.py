@@ -1,0 +1,204 @@
+"""What a person sees of the demo while it runs: a table in a terminal, plain lines elsewhere.
+
+Both take a `Picture` a few times a second. The table fits 80 columns and 24 lines; a wider terminal
+also gets the titles.
+"""
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Protocol, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from tools.units import format_price, format_quantity
+
+__all__ = ["LiveView", "Picture", "PlainView", "Row", "View"]
+
+TITLE_WIDTH_MIN: Final = 118
+"""Columns from which the titles fit beside the figures."""
+
+PLAIN_INTERVAL_S: Final = 2.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """An instrument; prices and quantities in the venue's units, 0 for none."""
+
+    symbol: str
+    title: str
+    price_digits: int
+    bid_price: int
+    bid_quantity: int
+    ask_price: int
+    ask_quantity: int
+    last_price: int
+    volume: int
+    trade_count: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The market at a moment; rates and percentiles are those of the last interval."""
+
+    elapsed_s: float
+    seconds: float
+    orders: int
+    orders_per_second: float
+    ack_p50_us: float
+    ack_p99_us: float
+    trades: int
+    sequence: int
+    rows: list[Row]
+
+
+class View(Protocol):
+    """Somewhere to show pictures; a context manager."""
+
+    def show(self, picture: Picture) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+
+class PlainView:
+    """A line every two seconds, for logs and pipes."""
+
+    def __init__(self) -> None:
+        self._next_s = PLAIN_INTERVAL_S
+
+    def show(self, picture: Picture) -> None:
+        """Print a line if one is due."""
+        if picture.elapsed_s < self._next_s:
+            return
+        self._next_s += PLAIN_INTERVAL_S
+        print(
+            f"{picture.elapsed_s:5.1f} s  {picture.orders:>9,} orders  "
+            f"{picture.orders_per_second:>7,.0f}/s  "
+            f"ack p50 {picture.ack_p50_us:,.0f} us p99 {picture.ack_p99_us:,.0f} us  "
+            f"{picture.trades:,} trades  journal at {picture.sequence:,}",
+            flush=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Nothing to close."""
+
+
+class LiveView:
+    """The table, drawn in place."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, auto_refresh=False)
+        self._last: dict[str, int] = {}
+        self._arrows: dict[str, Text] = {}
+
+    def show(self, picture: Picture) -> None:
+        """Draw it."""
+        self._live.update(self._render(picture), refresh=True)
+
+    def _render(self, picture: Picture) -> Group:
+        table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", expand=False)
+        has_titles = self._console.width >= TITLE_WIDTH_MIN
+        table.add_column("Instrument", no_wrap=True, style="cyan")
+        if has_titles:
+            table.add_column("Question", no_wrap=True, max_width=38, overflow="ellipsis")
+        for heading, width in (
+            ("Bid qty", 7),
+            ("Bid", 8),
+            ("Ask", 8),
+            ("Ask qty", 7),
+            ("Last", 10),
+            ("Volume", 10),
+            ("Trades", 8),
+        ):
+            table.add_column(heading, justify="right", no_wrap=True, width=width)
+        for row in picture.rows:
+            titles = [row.title] if has_titles else []
+            table.add_row(
+                row.symbol,
+                *titles,
+                _quantity(row.bid_quantity),
+                Text(_price(row, row.bid_price), style="green"),
+                Text(_price(row, row.ask_price), style="red"),
+                _quantity(row.ask_quantity),
+                self._last_price(row),
+                f"{row.volume // 100:,}",
+                f"{row.trade_count:,}",
+            )
+        return Group(self._headline(picture), Text(), table, Text(), *_footer(picture))
+
+    def _headline(self, picture: Picture) -> Text:
+        filled = round(20 * min(picture.elapsed_s / picture.seconds, 1.0))
+        return Text.assemble(
+            ("Brier", "bold"),
+            "  an exchange for event contracts, live  ",
+            ("━" * filled, "green"),
+            ("━" * (20 - filled), "bright_black"),
+            f" {picture.elapsed_s:.0f} of {picture.seconds:.0f} s",
+        )
+
+    def _last_price(self, row: Row) -> Text:
+        """The price with an arrow for its last move."""
+        before = self._last.get(row.symbol, row.last_price)
+        if row.last_price != before or row.symbol not in self._arrows:
+            up, down = ("▲", "green"), ("▼", "red")
+            mark, style = up if row.last_price > before else down
+            if row.last_price == before:
+                mark, style = " ", ""
+            self._arrows[row.symbol] = Text(mark, style=style)
+        self._last[row.symbol] = row.last_price
+        return Text.assemble(_price(row, row.last_price), " ", self._arrows[row.symbol])
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+
+def _footer(picture: Picture) -> list[Text]:
+    rate = f"{picture.orders_per_second:,.0f}"
+    p50, p99 = f"{picture.ack_p50_us / 1000:.2f}", f"{picture.ack_p99_us / 1000:.2f}"
+    dim, bold = "bright_black", "bold"
+    return [
+        Text.assemble(
+            *(("now    ", dim), (f"{rate:>9}", bold), " orders a second     "),
+            *(("durable in  ", dim), "p50 ", (p50, bold), " ms   p99 ", (p99, bold), " ms"),
+        ),
+        Text.assemble(
+            *(("so far ", dim), f"{picture.orders:>9,} orders              "),
+            *(("trades  ", dim), f"{picture.trades:,}   "),
+            *(("journal at ", dim), f"{picture.sequence:,}"),
+        ),
+    ]
+
+
+def _price(row: Row, price: int) -> str:
+    return format_price(price, row.price_digits) if price else "-"
+
+
+def _quantity(quantity: int) -> str:
+    return format_quantity(quantity) if quantity else "-"

@@ -1,0 +1,168 @@
+"""A venue of its own for a demo, a replay or a measurement: `exchange init`, `exchange serve`.
+
+The child is the real thing, started the way an operator starts it, on a port that the system
+chooses. What it says on its two lines (`exchange ready ...` and `exchange stopped ...`) is read as
+key=value pairs. The child gets a process group of its own, so that Ctrl-C reaches only the tool,
+which then stops it in good order.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Final, Self
+
+from tools.errors import ToolError, VenueFailedError
+
+__all__ = ["EXCHANGE", "VenueProcess", "new_venue", "parse_line"]
+
+EXCHANGE: Final = (sys.executable, "-P", "-m", "exchange.cli")
+"""The command; -P keeps the current folder from shadowing the installed packages."""
+
+_ENVIRONMENT_PATH: Final = str(Path(__file__).absolute().parents[1])
+"""Where this package was found: the child runs the same one, installed or not."""
+
+STOP_WAIT_S: Final = 30.0
+"""A clean stop drains clients and writes a marker; one that hangs longer is a defect."""
+
+STORY_LINES_MAX: Final = 5
+"""Lines of a child's stderr that are worth repeating when it failed."""
+
+
+@contextmanager
+def new_venue(directory: Path | None, name: str) -> Iterator["VenueProcess"]:
+    """A venue made by `exchange init`, not started yet: in `directory`, which is kept, or in a
+    temporary folder, which is not. What still runs at the end is killed. Raises ToolError.
+    """
+    with tempfile.TemporaryDirectory(prefix=f"exchange-{name}-") as temporary:
+        folder = directory or Path(temporary) / name
+        command = [*EXCHANGE, "init", str(folder), "--name", name, "--port", "0"]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=_environment()
+        )
+        if done.returncode:
+            story = _story(done.stderr).removeprefix("exchange: ")
+            raise VenueFailedError(story, done.returncode)
+        with VenueProcess(folder) as venue:
+            yield venue
+
+
+def parse_line(line: str, expected: str) -> dict[str, str]:
+    """The pairs of a line `exchange <expected> key=value ...`, empty when it is not that line."""
+    words = line.split()
+    if words[:2] != ["exchange", expected]:
+        return {}
+    return dict(word.split("=", 1) for word in words[2:] if "=" in word)
+
+
+@dataclass
+class VenueProcess:
+    """`exchange serve` as a child. As a context manager it kills what still runs at the end."""
+
+    folder: Path
+    process: subprocess.Popen[str] | None = None
+    ready: dict[str, str] = field(default_factory=dict)
+    stopped: dict[str, str] = field(default_factory=dict)
+
+    def start(self) -> None:
+        """Start it and wait for its ready line. Raises ToolError with what it said instead."""
+        assert self.process is None, "one child at a time"
+        with self._log_path.open("a") as log:
+            self.process = self._spawn(log)
+        assert self.process.stdout is not None, "it is a pipe"
+        line = self.process.stdout.readline()
+        self.ready = parse_line(line, "ready")
+        if "order_entry" not in self.ready:
+            code = self.process.wait() if not line else 0
+            self.kill()
+            story = _story(self._log_path.read_text())
+            raise VenueFailedError(f"the venue did not start: {story}", code or 1)
+
+    def _spawn(self, log: IO[str]) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*EXCHANGE, "serve", "--config", str(self.folder / "exchange.toml")],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            process_group=0,
+            env=_environment(),
+        )
+
+    @property
+    def _log_path(self) -> Path:
+        return self.folder / "serve.log"
+
+    @property
+    def admin_key(self) -> Path:
+        """The private key that `exchange init` made."""
+        return self.folder / "keys" / "admin.pem"
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of order entry."""
+        host, _, port = self.ready["order_entry"].rpartition(":")
+        return host.strip("[]"), int(port)
+
+    @property
+    def process_id(self) -> int:
+        """Of the running child."""
+        assert self.process is not None, "started"
+        return self.process.pid
+
+    def greeting(self) -> str:
+        """A line for the person who started the tool."""
+        address, build = self.ready["order_entry"], self.ready["build"]
+        return f"A venue listens on {address} ({build} build, process {self.process_id})."
+
+    def stop(self) -> dict[str, str]:
+        """SIGTERM; the pairs of its last line. Raises ToolError when it did not end well."""
+        assert self.process is not None, "started"
+        process, self.process = self.process, None
+        process.terminate()
+        try:
+            output, _ = process.communicate(timeout=STOP_WAIT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise ToolError(f"the venue did not stop within {STOP_WAIT_S:.0f} s") from None
+        lines = output.splitlines()
+        self.stopped = parse_line(lines[-1], "stopped") if lines else {}
+        if process.returncode or not self.stopped:
+            story = _story(self._log_path.read_text())
+            text = f"the venue ended with exit code {process.returncode}: {story}"
+            raise VenueFailedError(text, process.returncode or 1)
+        return self.stopped
+
+    def kill(self) -> None:
+        """SIGKILL, if it runs."""
+        if self.process is not None:
+            process, self.process = self.process, None
+            process.kill()
+            process.communicate()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.kill()
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": _ENVIRONMENT_PATH}
+
+
+def _story(text: str) -> str:
+    """The last lines that a child wrote, as one line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return "; ".join(lines[-STORY_LINES_MAX:]) or "it said nothing"
