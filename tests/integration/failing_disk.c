@@ -1,0 +1,56 @@
+// Preloaded into a venue: fails the calls named below with EIO on journal segments, from the moment
+// that a file exists whose path is $BRIER_FAIL_PATH followed by a dot and the name of the call.
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+static int must_fail(int descriptor, const char *call) {
+    const char *prefix = getenv("BRIER_FAIL_PATH");
+    const char *suffix = ".segment";
+    char path[4096], link[64];
+    if (prefix == NULL) {
+        return 0;
+    }
+    snprintf(path, sizeof path, "%s.%s", prefix, call);
+    if (access(path, F_OK) != 0) {
+        return 0;
+    }
+    snprintf(link, sizeof link, "/proc/self/fd/%d", descriptor);
+    ssize_t size = readlink(link, path, sizeof path);
+    size_t suffix_size = strlen(suffix);
+    return size > (ssize_t)suffix_size
+        && memcmp(path + size - suffix_size, suffix, suffix_size) == 0;
+}
+
+int fdatasync(int descriptor) {
+    if (must_fail(descriptor, "fdatasync")) {
+        errno = EIO;
+        return -1;
+    }
+    int (*next)(int) = (int (*)(int))dlsym(RTLD_NEXT, "fdatasync");
+    return next(descriptor);
+}
+
+typedef ssize_t (*Write)(int, const void *, size_t, off_t);
+
+static ssize_t write_at(const char *name, int descriptor, const void *data, size_t size, off_t at) {
+    if (must_fail(descriptor, "pwrite")) {
+        errno = EIO;
+        return -1;
+    }
+    Write next = (Write)dlsym(RTLD_NEXT, name);
+    return next(descriptor, data, size, at);
+}
+
+ssize_t pwrite(int descriptor, const void *data, size_t size, off_t at) {
+    return write_at("pwrite", descriptor, data, size, at);
+}
+
+ssize_t pwrite64(int descriptor, const void *data, size_t size, off_t at) {
+    return write_at("pwrite64", descriptor, data, size, at);
+}

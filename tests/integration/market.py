@@ -1,0 +1,172 @@
+"""A venue as an operator makes it, and a market in it: firms, accounts, instruments, all by admin
+commands over the socket.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from exchange.client import load_key
+from exchange.core.engine import RULES_VERSION
+from exchange.node.setup import initialise
+from journal import FolderStorage, Journal, read_only
+from protocol.admin import (
+    Account,
+    AdminAccepted,
+    Deposit,
+    Event,
+    Instrument,
+    Key,
+    Participant,
+)
+from protocol.codes import EventKind, Role, Side, TimeInForce
+from protocol.order_entry import (
+    CancelOrder,
+    NewOrder,
+    OrderAccepted,
+    OrderCanceled,
+    OrderRejected,
+)
+from tests.integration.peer import Peer
+from tools.venue_process import VenueProcess
+
+__all__ = [
+    "CENT",
+    "CONTRACT",
+    "Firm",
+    "Market",
+    "admin",
+    "depth",
+    "make_firm",
+    "make_market",
+    "make_venue",
+]
+
+CENT: Final = 100
+"""Price units."""
+CONTRACT: Final = 100
+"""Quantity units."""
+
+SEGMENT_SIZE: Final = 1024 * 1024
+"""The smallest: a test's journal has several segments, and roll-overs under load."""
+
+CASH: Final = 10**13
+
+
+def make_venue(folder: Path, **limits: int) -> VenueProcess:
+    """A new venue on any free port, not started yet."""
+    made = initialise(folder, name="test", port=0, limits=limits)
+    _begin_with_a_small_segment(folder / "data" / "commands")
+    content = made.config.read_text()
+    before = "segment_size = 67108864"
+    assert before in content, "the configuration that init writes has changed"
+    made.config.write_text(content.replace(before, f"segment_size = {SEGMENT_SIZE}"))
+    return VenueProcess(folder)
+
+
+def _begin_with_a_small_segment(folder: Path) -> None:
+    """Write the journal's first record again: a segment's size is fixed when it is begun."""
+    (genesis,) = read_only(FolderStorage(folder, is_read_only=True)).records()
+    shutil.rmtree(folder)
+    journal = Journal.open(FolderStorage(folder), segment_size=SEGMENT_SIZE)
+    assert list(journal.records()) == []
+    journal.start(genesis.head.term)
+    content = (genesis.payload, genesis.command_count, genesis.events_crc, RULES_VERSION)
+    journal.write(journal.build(*content))
+    journal.sync()
+    journal.stop()
+
+
+def admin(peer: Peer, command: Any) -> int:
+    """The id that an admin command is answered with; it must be accepted."""
+    answer = peer.request(command)
+    assert isinstance(answer, AdminAccepted), f"{command} was answered by {answer}"
+    return answer.id
+
+
+@dataclass(frozen=True, slots=True)
+class Firm:
+    """A participant with one account, and a key that trades for it."""
+
+    participant_id: int
+    account_id: int
+    key: Ed25519PrivateKey
+
+
+def make_firm(peer: Peer, name: str, cash: int = CASH, roles: Role = Role.TRADE) -> Firm:
+    """Admit a firm over an admin session."""
+    key = Ed25519PrivateKey.generate()
+    participant_id = admin(peer, Participant(name))
+    account_id = admin(peer, Account(participant_id, "main", "USD"))
+    admin(peer, Key(participant_id, key.public_key().public_bytes_raw(), roles))
+    if cash:
+        admin(peer, Deposit(account_id, 1, cash))
+    return Firm(participant_id, account_id, key)
+
+
+def make_market(venue: VenueProcess, firms: list[str], instrument_count: int = 1) -> list[Firm]:
+    """Binary instruments 1, 2, ... with a tick of a cent, and these firms."""
+    with Peer(venue.address) as peer:
+        peer.log_on(load_key(venue.admin_key), "setup")
+        for index in range(1, instrument_count + 1):
+            event_id = admin(peer, Event(f"E{index}", EventKind.BINARY, "Will it?", "USD"))
+            ticks = [(0, CENT)]
+            admin(peer, Instrument(event_id, f"I{index}", "Yes", 0, 100 * CENT, ticks, CONTRACT))
+        return [make_firm(peer, name) for name in firms]
+
+
+def depth(peer: Peer, account_id: int, client_order_id: int, side: Side, price: int) -> int:
+    """Quantity of instrument 1 that an order of `side` could take up to `price`, in units.
+
+    Asked by a fill-or-kill order that is too large, which changes nothing.
+    """
+    quantity = 10**9 * CONTRACT
+    order = NewOrder(
+        client_order_id, 1, account_id, side, price, quantity, time_in_force=TimeInForce.FOK
+    )
+    answer = peer.request(order)
+    assert isinstance(answer, OrderRejected), f"nobody sells {quantity}: {answer}"
+    return answer.limit
+
+
+class Market:
+    """A venue, two firms, and a session that takes no part: it holds an order all the time."""
+
+    def __init__(self, venue: VenueProcess, firms: list[Firm]) -> None:
+        self.venue = venue
+        self.firm, self.other, watching = firms
+        self.session_count = 0  # of sessions made for tests
+        self.watcher = Peer(venue.address)
+        self.watcher.log_on(watching.key, "watcher")
+        self._account_id = watching.account_id
+        self._order_id = 0
+        self._place()
+
+    def check(self) -> None:
+        """The watcher trades on, and has received nothing that it did not ask for."""
+        received_count = len(self.watcher.reports)
+        old = self._order_id
+        self._place()
+        assert isinstance(self.watcher.request(CancelOrder(old)), OrderCanceled)
+        assert len(self.watcher.reports) == received_count + 2
+        assert self.venue.process is not None
+        assert self.venue.process.poll() is None, "the venue has ended"
+
+    def good_order(self, client_order_id: int = 1, **fields: Any) -> NewOrder:
+        """A small order of the first firm that rests, or what `fields` make of it."""
+        order = NewOrder(client_order_id, 1, self.firm.account_id, Side.BUY, 2 * CENT, CONTRACT)
+        return msgspec.structs.replace(order, **fields)
+
+    def check_session(self, peer: Peer, client_order_id: int = 10) -> None:
+        """A session of the first firm goes on: an order rests, and is taken back."""
+        assert isinstance(peer.request(self.good_order(client_order_id)), OrderAccepted)
+        assert isinstance(peer.request(CancelOrder(client_order_id)), OrderCanceled)
+
+    def _place(self) -> None:
+        self._order_id += 1
+        order = NewOrder(self._order_id, 1, self._account_id, Side.BUY, CENT, CONTRACT)
+        assert isinstance(self.watcher.request(order), OrderAccepted)
