@@ -260,11 +260,15 @@ class OutcomeUnknownError(ClientError):
 
 
 class NotReceivedError(ClientError):
-    """The venue never received the request: it has no effect, and sending it again is safe."""
+    """The request is not in the venue's journal: it never arrived, or the gateway refused it.
+
+    It has no effect and never will; sending it again is safe.
+    """
 
     def __init__(self, ticket: "Ticket[Any]") -> None:
         self.ticket = ticket
-        super().__init__(f"{_title(ticket.command)} never reached the venue; safe to send again")
+        title = _title(ticket.command)
+        super().__init__(f"{title} was not received and has no effect; safe to send again")
 
 
 class ReportsLostError(ClientError):

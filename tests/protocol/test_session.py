@@ -441,8 +441,13 @@ def test_after_the_end_nothing_is_read_sent_or_due() -> None:
     venue.terminate(TerminateCode.SHUTDOWN, "again", START)
     [terminate] = deliver(venue, client)
     assert terminate == Terminate(TerminateCode.REPLACED, "x" * 125 + "...")
-    for machine in (client, venue):
-        machine.receive_data(encode_frame(SESSION, 1, b"junk"), START)
+    late = encode_frame(SESSION, 1, b"junk")
+    other, _ = pair_in(State.ESTABLISHED)
+    other.receive_data(encode_frame(SESSION, 1, encode(terminate)) + late, START)
+    assert other.next_event() is not None
+    for machine in (client, venue, other):
+        if machine is not other:
+            machine.receive_data(late, START)
         assert machine.next_event() is None
         machine.tick(START + 10**12)
         assert machine.data_to_send() == b""

@@ -144,9 +144,10 @@ def test_a_tag_out_of_bounds_is_unknown_and_reported_as_0(tag: int) -> None:
 
 
 def test_nesting_in_skipped_elements_is_bounded() -> None:
-    payload = b"\x94\x44\x01\xa1x" + b"\x91" * 4_000 + b"\x01"  # Terminate and an element too many
-    with pytest.raises(MessageError, match="nested too deep"):
-        decode_client(SESSION, payload)
+    """The limit on recursion differs by Python version; the largest frame passes all of them."""
+    payload = b"\x93\x43\x05" + b"\x91" * 65_000 + b"\x01"  # A heartbeat, an element too many.
+    with pytest.raises(MessageError, match="VenueHeartbeat: nested too deep"):
+        decode_venue(SESSION, payload)
 
 
 def test_elements_of_a_newer_minor_are_skipped_from_the_venue_only() -> None:

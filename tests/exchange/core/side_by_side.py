@@ -126,18 +126,20 @@ class Pair:
         except AssertionError as error:
             raise Difference(f"assertion: {error}") from error
         require(done, "the engine's batch is full")
-        require(self.engine.sequence == self.model.sequence, "another number of commands")
-        require(self.engine.time_ns == self.model.time_ns, "another time")
-        require(self.engine.next_deadline_ns == (self.model.next_deadline_ns or 0), "deadline")
         return events
 
     def compare(self) -> None:
         """Close the batch on both sides; bytes, books and balances must be the same."""
         expected = self.sequencer.take_batch()
         if expected.command_count:
+            require(self.engine.batch_count > 0, "the engine has made no command")
             actual = self.engine.take_batch()
             self.batches.append(actual)
             compare_batches(expected, actual)
+        require(self.engine.sequence == self.model.sequence, "another number of commands")
+        require(self.engine.time_ns == self.model.time_ns, "another time")
+        deadline_ns = self.model.next_deadline_ns or 0
+        require(self.engine.next_deadline_ns == deadline_ns, "another next deadline")
         state = self.model.state
         require(self.engine.book_digest() == book_digest(state), "another book digest")
         require(self.engine.open_order_count == len(state.resting), "another number of orders")

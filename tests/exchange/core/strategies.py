@@ -294,6 +294,8 @@ class Generator:
         }
         name = self.random.choice(list(strange))
         value = max(self.random.choice(strange[name]), -LARGE if "price" in name else 0)
+        if self.random.random() < 0.3:
+            value = self._alias(getattr(message, name))
         return replace(message, **{name: value})
 
     def _expire_time(self) -> int:
@@ -334,7 +336,8 @@ class Generator:
         if not self._rarely():
             return message
         name = self.random.choice(("client_order_id", "order_id"))
-        return replace(message, **{name: self._any([0, 1, state.order_count, LARGE])})
+        alias = self._alias(getattr(message, name))
+        return replace(message, **{name: self._any([0, 1, state.order_count, LARGE, alias])})
 
     def _replace(self, state: State, session: Session) -> ReplaceOrder:
         order = self._order(state, session)
@@ -359,7 +362,8 @@ class Generator:
         if not self._rarely():
             return replace(message, quantity=max(0, message.quantity))
         name = self.random.choice(message.__struct_fields__)
-        return replace(message, **{name: self._any([0, 1, 2, LARGE])})
+        alias = self._alias(getattr(message, name))
+        return replace(message, **{name: self._any([0, 1, 2, LARGE, alias])})
 
     def _order(self, state: State, session: Session) -> Order | None:
         """Mostly one of the session's own, sometimes anybody's."""
@@ -500,6 +504,10 @@ class Generator:
 
     def _public_key(self, number: int) -> bytes:
         return bytes([number]) * 32
+
+    def _alias(self, value: int) -> int:
+        """The value as it would be again if upper bits were lost."""
+        return min(value + self.random.choice((1 << 8, 1 << 16, 1 << 32)), LARGE)
 
     def _odd(self, usual: int, others: tuple[int, ...]) -> int:
         """The usual value; rarely one of the others."""
