@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import struct
 from hashlib import blake2b
-from pathlib import Path
 from random import Random
 from zlib import crc32
 
@@ -27,8 +26,9 @@ from journal.record import (
     read_header,
     read_record,
 )
+from tests.source_tree import SOURCE
 
-PAGE = Path(__file__).parents[2] / "journal" / "FORMAT.md"
+PAGE = SOURCE / "journal" / "FORMAT.md"
 HEAD = Head(sequence=41, hash=bytes(range(32)), term=7, rules_version=3)
 
 

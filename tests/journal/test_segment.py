@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import struct
 from hashlib import blake2b
-from pathlib import Path
 from random import Random
 from zlib import crc32
 
@@ -28,8 +27,9 @@ from journal.segment import (
     read_header,
     zeros,
 )
+from tests.source_tree import SOURCE
 
-PAGE = Path(__file__).parents[2] / "journal" / "FORMAT.md"
+PAGE = SOURCE / "journal" / "FORMAT.md"
 SEGMENT = Segment(number=3, size=4096, first_sequence=1234567, previous_hash=bytes(range(32)))
 NAME = "00000000000000000003-00000000000001234567.segment"
 
