@@ -14,7 +14,7 @@ class JournalError(Exception):
     exit_code: ClassVar[int]
 
 
-class JournalDamaged(JournalError):  # noqa: N818 - a statement, as in logs and runbook
+class JournalDamaged(JournalError):
     """The files are not what the journal wrote: refused, no file changed. A person must decide."""
 
     exit_code = 66
@@ -35,7 +35,7 @@ class JournalDamaged(JournalError):  # noqa: N818 - a statement, as in logs and 
         self.sequence = sequence
 
 
-class JournalFailed(JournalError):  # noqa: N818 - a statement, as in logs and runbook
+class JournalFailed(JournalError):
     """The disk failed a read, write, sync or rename. Nothing may be acknowledged any more."""
 
     exit_code = 74
@@ -45,7 +45,7 @@ class JournalFailed(JournalError):  # noqa: N818 - a statement, as in logs and r
         self.action = action
 
 
-class JournalHeld(JournalError):  # noqa: N818 - a statement, as in logs and runbook
+class JournalHeld(JournalError):
     """Another process holds the lock of the folder."""
 
     exit_code = 69

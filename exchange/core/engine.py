@@ -38,6 +38,7 @@ class SessionState(NamedTuple):
     highest_client_order_id: int
     cancel_on_disconnect: int
     cancel_grace_ms: int
+    key_id: int
 
 
 class Engine:

@@ -45,6 +45,9 @@ CURRENCIES_MAX: Final = 16
 TICK_ROWS_MAX: Final = 8
 """Rows of a tick table; known venues use at most five."""
 
+SESSIONS_PER_PARTICIPANT_MAX: Final = 64
+"""Sessions are never forgotten, so that no participant may take the room of all others."""
+
 LEVELS_PER_SIDE_MAX: Final = 10_000
 """Live price levels of one side of a book: an insertion then moves at most 400 KB."""
 

@@ -5,6 +5,7 @@ cdef struct Reject:
     int64_t code              # 0: none
     int64_t field
     int64_t limit
+    int64_t fillable          # of a new order that may not rest: what it will fill at once
 
 
 cdef inline int reject(Reject* out, int64_t code, int64_t field, int64_t limit) noexcept nogil:
@@ -125,6 +126,7 @@ cdef int check_money(State* s, Instrument* instrument, NewOrder* m, bint may_res
         is_enough = is_affordable(s, instrument, account_id, row, side, m.price, m.quantity, 0, 0)
     else:
         walk(instrument, side, m.order_type == MARKET, m.price, m.quantity, &fillable, &cost)
+        out.fillable = fillable
         if m.time_in_force == FOK and fillable < m.quantity:
             return reject(out, FILL_OR_KILL, 6, fillable)
         if m.order_type == MARKET and fillable == 0:
@@ -153,10 +155,14 @@ cdef int apply_new(State* s, Request* request, NewOrder* m) except -1:
     cdef uint32_t slot, row
     cdef Order* order
     cdef Instrument* instrument
+    cdef bint may_rest = m.time_in_force == GTC or m.time_in_force == GTD
     if check_new(s, session_at(s, request.session), m, &refusal):
         return report_rejected(s, request, m.client_order_id, refusal.code, refusal.field,
                                refusal.limit)
-    row = position_open(s, <uint32_t>m.account_id, <uint32_t>m.instrument_id)
+    row = 0
+    if may_rest or refusal.fillable > 0:
+        # An order that neither fills nor rests leaves no row behind.
+        row = position_open(s, <uint32_t>m.account_id, <uint32_t>m.instrument_id)
     slot = order_allocate(s)
     order = order_at(s, slot)
     order.order_id = s.next_order_id
@@ -172,7 +178,7 @@ cdef int apply_new(State* s, Request* request, NewOrder* m) except -1:
     order.side = <uint8_t>m.side
     order.time_in_force = <uint8_t>m.time_in_force
     order.is_market = m.order_type == MARKET
-    if order.time_in_force == GTC or order.time_in_force == GTD:
+    if may_rest:
         instrument = instrument_at(s, order.instrument)
         order.is_open = 1
         account_at(s, order.account).open_order_count += 1

@@ -5,7 +5,9 @@ its small typed methods. Each message has one handler; a handler checks in the o
 table, answers with the first failure, and only then changes anything.
 """
 
+from collections import Counter
 from collections.abc import Callable
+from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -37,6 +39,7 @@ _decode: Final = msgspec.msgpack.Decoder(
 VENUE_PARTICIPANT: Final = 1
 GENESIS_KEY: Final = 1
 ROLES_MAX: Final = sum(Role)
+IMAGE_HASH_SIZE: Final = 32
 
 
 class KeyState(NamedTuple):
@@ -104,6 +107,7 @@ class Reference:
         self.event_ids = {event[0]: i for i, event in enumerate(names.events, 1)}
         self.instrument_ids = {one[1]: i for i, one in enumerate(names.instruments, 1)}
         self.session_ids = {name: i for i, name in enumerate(names.sessions, 1)}
+        self._session_counts = Counter(participant for participant, _ in names.sessions)
 
     def apply(self, kind: int, session: int, connection: int, number: int, payload: bytes) -> None:
         """Apply one command that the hot core does not know; the hot core has begun it."""
@@ -139,8 +143,11 @@ class Reference:
             m.levels_per_side_max,
             m.work_per_command_max,
         )
-        # The tables' seed needs to differ between venues and to be the same in every replay.
-        self.hot.configure(bounds, int.from_bytes(m.admin_key[:7], "little"))
+        # The tables' seed is the same in every replay, and nothing that a client is ever told:
+        # the time of Genesis, in nanoseconds, stays in the journal.
+        secret = payload + self.hot.time_ns.to_bytes(8, "little")
+        seed = int.from_bytes(blake2b(secret, digest_size=8).digest(), "little")
+        self.hot.configure(bounds, seed)
         names.participants.append(m.venue)
         names.keys.append((m.admin_key, VENUE_PARTICIPANT, int(Role.ADMIN)))
         self._index()
@@ -149,24 +156,21 @@ class Reference:
         _, participant, roles = self.names.keys[m.key_id - 1]
         hot = self.hot
         known = self.session_ids.get((participant, m.session), 0)
-        next_number = hot.session(known)[5] if known else 1
-        if not roles:
-            return self._refuse(session, connection, Refused(RejectCode.UNKNOWN_KEY, 3))
-        if m.next_number > next_number:
-            refused = Refused(RejectCode.NUMBER_AHEAD, 6, next_number)
-            return self._refuse(session, connection, refused)
+        refused = self._check_connect(m, known)
+        if refused:
+            answer = transport.LogOnRejected(*refused, text="")
+            hot.answer(session, connection, 0, _encode(answer))
+            return
         if not known:
-            if hot.session_count >= self._sessions_max():
-                refused = Refused(RejectCode.SESSION_LIMIT, 4, self._sessions_max())
-                return self._refuse(session, connection, refused)
             known = hot.add_session(participant)
             self.names.sessions.append((participant, m.session))
             self.session_ids[participant, m.session] = known
+            self._session_counts[participant] += 1
         hot.connect(known, m.key_id, roles, m.cancel_on_disconnect, m.cancel_grace_ms)
         state = hot.session(known)
         assert known == session, "the envelope names another session"
         assert state[2] == connection, "the envelope names another connection"
-        answer = transport.LogOnAccepted(
+        accepted = transport.LogOnAccepted(
             sequence=hot.sequence,
             time_ns=hot.time_ns,
             session_id=session,
@@ -179,14 +183,31 @@ class Reference:
             cancel_grace_ms=m.cancel_grace_ms,
             minor=m.minor,
         )
-        return hot.answer(session, connection, state[5], _encode(answer))
+        hot.answer(session, connection, state[5], _encode(accepted))
 
-    def _refuse(self, session: int, connection: int, refused: Refused) -> None:
-        answer = transport.LogOnRejected(*refused, text="")
-        self.hot.answer(session, connection, 0, _encode(answer))
-
-    def _sessions_max(self) -> int:
-        return self.hot.limits()[2]
+    def _check_connect(self, m: records.Connect, known: int) -> Refused | None:
+        """Roles, numbers, room; field indexes are those of the client's LogOn."""
+        _, participant, roles = self.names.keys[m.key_id - 1]
+        if not roles:
+            return Refused(RejectCode.UNKNOWN_KEY, 3)
+        if known:
+            state = self.hot.session(known)
+            next_number, held_by, held_roles = state[5], state[9], state[1]
+            # A weaker key of the same firm must not take a session over and disarm it.
+            if held_by != m.key_id and held_roles & ~roles:
+                return Refused(RejectCode.NOT_PERMITTED, 4)
+        else:
+            next_number = 1
+        if m.next_number > next_number:
+            return Refused(RejectCode.NUMBER_AHEAD, 6, next_number)
+        if known:
+            return None
+        if self._session_counts[participant] >= limits.SESSIONS_PER_PARTICIPANT_MAX:
+            return Refused(RejectCode.SESSION_LIMIT, 4, limits.SESSIONS_PER_PARTICIPANT_MAX)
+        sessions_max = self.hot.limits()[2]
+        if self.hot.session_count >= sessions_max:
+            return Refused(RejectCode.SESSION_LIMIT, 4, sessions_max)
+        return None
 
     # Administration.
 
@@ -358,15 +379,19 @@ class Reference:
     # State as bytes.
 
     def save(self) -> bytes:
-        """Names and hot state, canonical."""
-        return _encode((self.names, self.hot.save()))
+        """Names and hot state, canonical, behind the BLAKE2b-256 of both."""
+        body = _encode((self.names, self.hot.save()))
+        return blake2b(body, digest_size=IMAGE_HASH_SIZE).digest() + body
 
     def restore(self, image: bytes) -> None:
-        """Become what `save` wrote; ValueError when the bytes are not such an image."""
-        try:
-            self.names, words = msgspec.msgpack.decode(image, type=tuple[Names, bytes])
-        except msgspec.DecodeError as error:
-            raise ValueError(f"image is not one of an engine: {error}") from error
+        """Become what `save` wrote; ValueError when the bytes are not such an image.
+
+        Only the hash is checked: an image of this build that is whole has valid contents.
+        """
+        body = image[IMAGE_HASH_SIZE:]
+        if blake2b(body, digest_size=IMAGE_HASH_SIZE).digest() != image[:IMAGE_HASH_SIZE]:
+            raise ValueError("image is damaged: its hash differs")
+        self.names, words = msgspec.msgpack.decode(body, type=tuple[Names, bytes])
         self._index()
         self.hot.restore(words)
 

@@ -395,12 +395,12 @@ cdef class Hot:
 
     def session(self, uint32_t session_id) -> tuple[int, ...]:
         """(participant, roles, connection, is_connected, last client number, next number,
-        highest client order id, cancel mode, grace ms)."""
+        highest client order id, cancel mode, grace ms, key)."""
         cdef Session* session = session_at(self.state, session_id)
         return (session.participant, session.roles, session.connection, session.is_connected,
                 session.last_client_number, session.next_number,
                 session.highest_client_order_id, session.cancel_on_disconnect,
-                session.cancel_grace_ms)
+                session.cancel_grace_ms, session.key)
 
     # Reading.
 

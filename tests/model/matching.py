@@ -100,6 +100,7 @@ def trade(state: State, resting: Order, order: Order) -> None:
     if resting.leaves == 0:
         state.resting.remove(resting)
     buyer, seller = (order, resting) if order.is_buy else (resting, order)
+    state.positions.setdefault((order.account_id, order.instrument_id), 0)
     state.positions[buyer.account_id, order.instrument_id] += quantity
     state.positions[seller.account_id, order.instrument_id] -= quantity
     floor_price = state.instruments[order.instrument_id].floor_price

@@ -76,7 +76,8 @@ def new_order(state: State, message: NewOrder, request: Request) -> None:
         )
         return
     state.order_count += 1
-    state.positions.setdefault((order.account_id, order.instrument_id), 0)
+    if order.time_in_force in (TimeInForce.GTC, TimeInForce.GTD):
+        state.positions.setdefault((order.account_id, order.instrument_id), 0)
     state.report(
         request.session_id,
         OrderAccepted(

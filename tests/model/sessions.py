@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 NANOSECONDS_PER_MILLISECOND = 1_000_000
+SESSIONS_PER_PARTICIPANT_MAX = 64
 SESSION_CLASS = 0
 ORDER_CLASS = 1
 REASON_BITS = {
@@ -85,13 +86,23 @@ def check_connect(state: State, message: Connect, session_id: int) -> Reject | N
         return Reject(RejectCode.UNKNOWN_KEY, 3, 0)
     session = state.sessions.get(session_id)
     next_number = 1 if session is None else session.next_number
+    key = state.keys[message.key_id]
+    if session is not None and session.key_id != key.key_id and session.roles & ~key.roles:
+        return Reject(RejectCode.NOT_PERMITTED, 4, 0)
     if message.next_number > next_number:
         return Reject(RejectCode.NUMBER_AHEAD, 6, next_number)
     if session is None:
         assert session_id == len(state.sessions) + 1, "session ids are dense"
+        others = [one for one in state.sessions.values() if is_of(one, key.participant_id)]
+        if len(others) >= SESSIONS_PER_PARTICIPANT_MAX:
+            return Reject(RejectCode.SESSION_LIMIT, 4, SESSIONS_PER_PARTICIPANT_MAX)
         if len(state.sessions) >= state.limits.sessions_max:
             return Reject(RejectCode.SESSION_LIMIT, 4, state.limits.sessions_max)
     return None
+
+
+def is_of(session: Session, participant_id: int) -> bool:
+    return session.participant_id == participant_id
 
 
 def disconnect(state: State, message: Disconnect, session_id: int, connection: int) -> None:

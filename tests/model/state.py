@@ -1,7 +1,8 @@
 """What the model knows: plain records in dicts and lists, and the outbox of the current command.
 
 The book is one list of resting orders; an order's `priority` counts the restings, so price and
-priority alone say who trades first. Rows in `positions` exist from the first accepted order on.
+priority alone say who trades first. Rows in `positions` exist from the first order that rests or
+fills on.
 """
 
 from dataclasses import dataclass, field

@@ -38,7 +38,12 @@ ADMIN_TAGS: Final = range(30, 39)
 R: Final = RejectCode
 
 EXPECTED_CASES: Final = {
-    ("LogOnRejected", 0): {(R.UNKNOWN_KEY, 3), (R.SESSION_LIMIT, 4), (R.NUMBER_AHEAD, 6)},
+    ("LogOnRejected", 0): {
+        (R.UNKNOWN_KEY, 3),
+        (R.NOT_PERMITTED, 4),
+        (R.SESSION_LIMIT, 4),
+        (R.NUMBER_AHEAD, 6),
+    },
     ("OrderRejected", 0): {
         (R.NOT_PERMITTED, 0), (R.DUPLICATE_CLIENT_ORDER_ID, 1), (R.UNKNOWN_INSTRUMENT, 2),
         (R.UNKNOWN_ACCOUNT, 3), (R.CURRENCY_MISMATCH, 3), (R.UNSUPPORTED_VALUE, 4),

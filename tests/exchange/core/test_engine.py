@@ -11,17 +11,26 @@ import pytest
 from exchange.core import limits
 from exchange.core.engine import Engine
 from protocol import admin, records
-from protocol.codes import CancelOnDisconnect, DisconnectReason, OrderType, RejectCode, Side
+from protocol.codes import (
+    CancelOnDisconnect,
+    DisconnectReason,
+    OrderType,
+    RejectCode,
+    Role,
+    Side,
+)
 from protocol.codes import TimeInForce as Tif
 from protocol.order_entry import (
     CancelOrder,
     NewOrder,
+    OrderAccepted,
     OrderCanceled,
     OrderExpired,
     OrderFilled,
     OrderRejected,
     ReplaceOrder,
 )
+from protocol.transport import LogOnAccepted, LogOnRejected
 from tests.exchange.core.venue import Venue
 
 SECOND_NS = 10**9
@@ -120,11 +129,16 @@ def test_image_with_pending_work_restores() -> None:
     assert restored.digest() == venue.engine.digest()
 
 
-@pytest.mark.parametrize("cut", [0, 1, 8, 200])
-def test_damaged_image_is_refused(cut: int) -> None:
+def test_damaged_image_is_refused() -> None:
     image = busy_venue(seed=3, commands=50).engine.image()
-    with pytest.raises(ValueError, match="image"):
-        Engine.restore(image[: len(image) - cut - 1] if cut else image + b"\x00")
+    damaged = [image[:-1], image + b"\x00", image[:20], b""]
+    for position in range(0, len(image), 37):
+        flipped = bytearray(image)
+        flipped[position] ^= 1 << position % 8
+        damaged.append(bytes(flipped))
+    for one in damaged:
+        with pytest.raises(ValueError, match="image is damaged"):
+            Engine.restore(one)
 
 
 def test_a_full_batch_refuses_and_nothing_is_lost() -> None:
@@ -232,6 +246,42 @@ def test_client_ids_chosen_to_collide_are_found_and_forgotten() -> None:
     assert venue.engine.open_order_count == 0
 
 
+def test_no_participant_takes_the_room_for_sessions_of_all() -> None:
+    venue = Venue().with_market()
+    count = limits.SESSIONS_PER_PARTICIPANT_MAX
+    first = venue.engine.session_count + 1
+    for index in range(count):  # One session of this participant is there already.
+        venue.connect(2, f"more-{index}", session=first + index)
+    answers = [event for _, event in venue.take()]
+    assert [type(event) for event in answers] == [LogOnAccepted] * (count - 1) + [LogOnRejected]
+    assert answers[-1] == LogOnRejected(RejectCode.SESSION_LIMIT, 4, count, "")
+    venue.connect(3, "other", session=venue.engine.session_count + 1)
+    assert isinstance(venue.take()[0][1], LogOnAccepted)
+
+
+def test_a_weaker_key_does_not_take_a_session_over() -> None:
+    venue = Venue().with_market()
+    venue.connect(2, "s", session=2, connection=2, mode=CancelOnDisconnect.ALWAYS)
+    venue.send(1, admin.Key(2, b"w" * 32, Role.MARKET_DATA))
+    venue.send(1, admin.Key(2, b"t" * 32, Role.TRADE | Role.CANCEL_ONLY))
+    venue.connect(4, "s", session=2, connection=3)
+    assert venue.take()[-1][1] == LogOnRejected(RejectCode.NOT_PERMITTED, 4, 0, "")
+    assert venue.engine.session(2).cancel_on_disconnect == CancelOnDisconnect.ALWAYS
+    venue.connect(5, "s", session=2, connection=3)
+    assert isinstance(venue.take()[-1][1], LogOnAccepted)
+    assert venue.engine.session(2).key_id == 5
+
+
+def test_an_order_that_neither_fills_nor_rests_takes_no_room() -> None:
+    venue = Venue(positions_max=1).with_market()
+    nothing = NewOrder(1, 1, 1, Side.BUY, 5_000, 100, OrderType.LIMIT, Tif.IOC)
+    venue.send(2, nothing)
+    venue.send(3, rest(1, 5_000, 100, Side.SELL, 2))
+    venue.send(2, rest(2, 4_000, 100, Side.BUY, 1))
+    kinds = [type(event) for _, event in venue.take()]
+    assert kinds == [OrderAccepted, OrderCanceled, OrderAccepted, OrderRejected]
+
+
 def test_limits_hold_at_their_edges() -> None:
     venue = Venue().with_market(cash=10**17)
     largest = limits.ORDER_CASH_MAX // limits.BINARY_PAYOUT
@@ -272,5 +322,5 @@ def test_digest_is_that_of_rules_version_1(hash_seed: str) -> None:
     assert result.stdout.split() == [GOLDEN_DIGEST, GOLDEN_BOOK_DIGEST]
 
 
-GOLDEN_DIGEST = "ee0db1874fbf0acbf1dbb5c7f7c01c023126bbf214df0daac0bee8a7b901bd6b"
+GOLDEN_DIGEST = "b3c750a03233f3d18ca61e102d684b512249aaf43e2d855e73c29f40f23fb8f1"
 GOLDEN_BOOK_DIGEST = "beefdea6beb609f59e3712250edcdbfa8b218f1691410078bde9d338435918a2"
