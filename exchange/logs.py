@@ -8,6 +8,7 @@ import string
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final
 
@@ -36,8 +37,10 @@ def _quote(value: Value) -> str:
 
 
 def _write_stderr(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+    """Write a line, or lose it: on a full disk or a closed pipe the venue goes on without."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
 
 
 class Log:

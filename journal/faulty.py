@@ -108,5 +108,8 @@ class FaultyStorage:
     def sync_folder(self) -> None:
         self.step("sync_folder", self._storage.sync_folder)
 
+    def free_size(self) -> int:
+        return self._storage.free_size()
+
     def close(self) -> None:
         self._storage.close()

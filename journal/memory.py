@@ -98,6 +98,7 @@ class MemoryStorage:
 
     def __init__(self, images: Mapping[str, bytes] | None = None) -> None:
         self.crash_count = 0
+        self.free_bytes = 2**62  # until a test fills the disk
         self._is_locked = False
         files = {name: _Content(content) for name, content in (images or {}).items()}
         # What the folder looked like at its last sync, then after each change since.
@@ -146,6 +147,9 @@ class MemoryStorage:
 
     def sync_folder(self) -> None:
         self._versions = [self._files()]
+
+    def free_size(self) -> int:
+        return self.free_bytes
 
     def close(self) -> None:
         self._is_locked = False

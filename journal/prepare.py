@@ -123,7 +123,7 @@ class Preparer:
             for segment in full:
                 self._seal(segment)
             self._ready = name
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - on a thread nobody else would hear of it
             self._latch.fail(f"prepare segment {number}", error)
 
     def _preallocate(self, name: str) -> None:

@@ -65,6 +65,9 @@ class Storage(Protocol):
     def sync_folder(self) -> None:
         """Make creations, renames and removals durable."""
 
+    def free_size(self) -> int:
+        """Bytes that the folder's disk still takes."""
+
     def close(self) -> None:
         """Release the lock. Files that are open stay usable."""
 
@@ -188,6 +191,10 @@ class FolderStorage:
     def sync_folder(self) -> None:
         assert not self._is_read_only, "read-only"
         _sync_folder(self._path)
+
+    def free_size(self) -> int:
+        usage = os.statvfs(self._path)
+        return usage.f_bavail * usage.f_frsize
 
     def close(self) -> None:
         if self._lock is not None:

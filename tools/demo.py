@@ -108,6 +108,7 @@ class Floor:
                         key=trader.member.key,
                         session="floor",
                         on_report=trader.session.on_report,
+                        on_state=trader.session.on_state,
                         reconnect=None,
                     )
                 )
@@ -127,9 +128,7 @@ class Floor:
 
     async def _run(self, view: View) -> None:
         while (now_s := time.perf_counter()) - self._started_s < self.seconds:
-            for trader in self.traders:
-                if trader.session.failure is not None:
-                    raise trader.session.failure
+            self._check()
             for market in self.markets:
                 market.wander(self._random)
             if now_s - self._drawn_s >= PICTURE_S:
@@ -143,6 +142,13 @@ class Floor:
                     await trader.session.settled()
         except TimeoutError:
             raise ToolError(f"requests are unanswered after {SETTLE_WAIT_S:.0f} s") from None
+        self._check()
+
+    def _check(self) -> None:
+        """Raise what has ended a session."""
+        for trader in self.traders:
+            if trader.session.failure is not None:
+                raise trader.session.failure
 
     @property
     def orders(self) -> int:
@@ -256,9 +262,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     with new_venue(arguments.dir, "demo") as venue:
         venue.start()
         if not arguments.json:
-            print(
-                f"A venue listens on {venue.ready['order_entry']} ({venue.ready['build']} build)."
-            )
+            print(venue.greeting(), flush=True)
         figures = uvloop.run(run_market(venue, arguments.seconds, view))
         figures |= recover(venue)
     if arguments.json:

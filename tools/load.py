@@ -220,7 +220,10 @@ def measure(venue: VenueProcess, arguments: argparse.Namespace) -> dict[str, Any
         for index, member in enumerate(members)
     ]
     used_s, own_s = processor_s(venue.process_id), time.process_time()
-    elapsed = drive(connections, arguments.in_flight, arguments.seconds)
+    try:
+        elapsed = drive(connections, arguments.in_flight, arguments.seconds)
+    except ConnectionError:
+        raise ToolError("the venue closed a connection") from None
     used_s, own_s = processor_s(venue.process_id) - used_s, time.process_time() - own_s
     latencies = Latencies()
     for connection in connections:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import Final, Protocol
 
-from exchange.client import Client, ClientError
+from exchange.client import Client, ClientError, ClientState, StateChange
 from protocol.codes import OrderType, Side, TimeInForce
 from protocol.order_entry import (
     CancelRejected,
@@ -118,6 +118,13 @@ class Session:
     @property
     def _is_idle(self) -> bool:
         return not self._sent_ns and not self._strategy.open_count
+
+    def on_state(self, change: StateChange) -> None:
+        """Give up when the connection has."""
+        if change.state is ClientState.CLOSED and change.reason is not None:
+            self.failure = change.reason
+            self.stop()
+            self._idle.set()
 
     def on_report(self, report: VenueReport) -> None:
         """Count it if it is an answer, pass it on, and send what there is room for."""

@@ -3,10 +3,13 @@
 The child is the real thing, started the way an operator starts it, on a port that the system
 chooses. What it says on its two lines (`exchange ready ...` and `exchange stopped ...`) is read as
 key=value pairs. The child gets a process group of its own, so that Ctrl-C reaches only the tool,
-which then stops it in good order.
+which then ends it; SIGTERM counts as Ctrl-C. If the tool itself is killed, the kernel stops the
+child.
 """
 
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +30,10 @@ EXCHANGE: Final = (sys.executable, "-P", "-m", "exchange.cli")
 _ENVIRONMENT_PATH: Final = str(Path(__file__).absolute().parents[1])
 """Where this package was found: the child runs the same one, installed or not."""
 
+PR_SET_PDEATHSIG: Final = 1
+"""Of prctl(2): the signal that the kernel sends to this process when its parent has died."""
+_LIBC: Final = ctypes.CDLL(None)
+
 STOP_WAIT_S: Final = 30.0
 """A clean stop drains clients and writes a marker; one that hangs longer is a defect."""
 
@@ -39,6 +46,8 @@ def new_venue(directory: Path | None, name: str) -> Iterator["VenueProcess"]:
     """A venue made by `exchange init`, not started yet: in `directory`, which is kept, or in a
     temporary folder, which is not. What still runs at the end is killed. Raises ToolError.
     """
+    # An event loop handles SIGINT between its callbacks, by canceling its main task.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with tempfile.TemporaryDirectory(prefix=f"exchange-{name}-") as temporary:
         folder = directory or Path(temporary) / name
         command = [*EXCHANGE, "init", str(folder), "--name", name, "--port", "0"]
@@ -92,6 +101,7 @@ class VenueProcess:
             text=True,
             process_group=0,
             env=_environment(),
+            preexec_fn=_end_with_parent,  # noqa: PLW1509 - the tool has one thread when it forks
         )
 
     @property
@@ -156,6 +166,11 @@ class VenueProcess:
         traceback: TracebackType | None,
     ) -> None:
         self.kill()
+
+
+def _end_with_parent() -> None:
+    """In the child: be told to stop when the parent dies, however it dies."""
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _environment() -> dict[str, str]:

@@ -17,6 +17,7 @@ from exchange.node import log_on as log_ons
 from exchange.node.ingress import BAD_HEADER, DRAINED, FULL, GAP
 from exchange.node.limits import (
     COLD_FRAMES_PER_TURN_MAX,
+    DISK_RETRY_NS,
     LINGER_S,
     RECHECK_S,
     UNREAD_SIZE_MAX,
@@ -36,10 +37,18 @@ from protocol.framing import (
     Frame,
     FrameReader,
 )
+from protocol.order_entry import NewOrder, ReplaceOrder
 from protocol.records import FROM_CLIENT, FROM_VENUE, Disconnect
 from protocol.session import SILENT_INTERVALS, Party, State
 from protocol.session import Connection as Machine
-from protocol.transport import LogOn, LogOnAccepted, LogOnRejected, NotApplied, SessionReject
+from protocol.transport import (
+    LogOn,
+    LogOnAccepted,
+    LogOnRejected,
+    NotApplied,
+    SessionReject,
+    Terminate,
+)
 
 if TYPE_CHECKING:
     from exchange.node.order_entry import OrderEntry
@@ -49,6 +58,8 @@ __all__ = ["Connection"]
 NANOSECONDS_PER_SECOND: Final = 1_000_000_000
 NANOSECONDS_PER_MILLISECOND: Final = 1_000_000
 SHUTTING_DOWN_TEXT: Final = "the venue is stopping"
+DISK_LOW_TEXT: Final = "the journal's disk is nearly full; cancels are taken"
+BARRED_TEXT: Final = "this has failed the venue before, and waits for its operator"
 
 
 class Connection(asyncio.Protocol):
@@ -146,7 +157,10 @@ class Connection(asyncio.Protocol):
             self._refuse_log_on(_shutting_down())
             return
         refusal = log_ons.authenticate(self._server.engine, self._machine.hello, message)
-        if refusal is not None:
+        if refusal is not None and self._server.engine.key(message.key) is None:
+            # No key is ever forgotten: one that is unknown now is so durably, and nothing waits.
+            self._refuse_log_on(refusal)
+        elif refusal is not None:
             # It tells what the engine knows, so it waits until that is durable.
             self._sequencer.after_durable(partial(self._refuse_log_on, refusal))
         else:
@@ -173,6 +187,10 @@ class Connection(asyncio.Protocol):
             # A log-on that the engine has refused waits for its answer under the same numbers.
             return False
         payload = wire.encode(log_ons.connect_message(engine, message, wire.MINOR))
+        if payload in self._server.barred:
+            refusal = log_ons.reject(RejectCode.PAYLOAD_BARRED, "", BARRED_TEXT)
+            self._sequencer.after_durable(partial(self._refuse_log_on, refusal))
+            return True
         if not self._sequencer.submit(FROM_VENUE, place.session, place.connection, 0, payload):
             return False
         self.session, self.connection = place
@@ -185,7 +203,7 @@ class Connection(asyncio.Protocol):
         answer = wire.decode_venue(SESSION, frames[HEADER_SIZE:length])
         assert isinstance(answer, LogOnAccepted | LogOnRejected), "the first event is the answer"
         if isinstance(answer, LogOnRejected):
-            self._refuse_log_on(answer)
+            self._refuse_log_on(log_ons.explain(answer))
             return b""
         self._machine.send(answer, self._server.steady_ns())
         self._flush()
@@ -271,16 +289,21 @@ class Connection(asyncio.Protocol):
     def _check_command(self, frame: Frame) -> SessionReject | None:
         """What the gateway refuses by itself; it consumes the number and is not journaled."""
         try:
-            wire.decode_command(frame.payload)
+            command = wire.decode_command(frame.payload)
         except MessageError as error:
             return wire.session_reject(frame.number, error)
+        retry_after_ns = 0
         if self._sequencer.is_draining:
             code, text = RejectCode.SHUTTING_DOWN, SHUTTING_DOWN_TEXT
         elif frame.payload in self._server.barred:
-            code, text = RejectCode.PAYLOAD_BARRED, "these bytes have failed the venue before"
+            code, text = RejectCode.PAYLOAD_BARRED, BARRED_TEXT
+        elif self._ingress.is_disk_low and isinstance(command, NewOrder | ReplaceOrder):
+            code, text = RejectCode.DISK_LOW, DISK_LOW_TEXT
+            retry_after_ns = DISK_RETRY_NS
         else:
             return None
-        return SessionReject(frame.number, wire.peek_tag(frame.payload), code, 0, 0, text)
+        tag = wire.peek_tag(frame.payload)
+        return SessionReject(frame.number, tag, code, 0, retry_after_ns, text)
 
     def _take_session_frame(self, frame: Frame) -> None:
         # After an error the machine has its Terminate ready, and is closed like after the client's.
@@ -351,10 +374,12 @@ class Connection(asyncio.Protocol):
 
     def _arm(self) -> None:
         """Set the timer to the machine's deadline; what moves it later lets it fire too early."""
+        if self._is_closed:
+            return  # The timer is that of the end.
         if self._timer is not None:
             self._timer.cancel()
         deadline_ns = self._machine.deadline_ns()
-        if deadline_ns and not self._is_closed:
+        if deadline_ns:
             delay_s = (deadline_ns - self._server.steady_ns()) / NANOSECONDS_PER_SECOND
             self._timer = self._server.loop.call_later(max(delay_s, 0), self._on_timer)
 
@@ -383,6 +408,21 @@ class Connection(asyncio.Protocol):
         """Address of the client, for the log."""
         address = self._transport.get_extra_info("peername") if self._transport else None
         return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "unknown"
+
+    @property
+    def was_logged_on(self) -> bool:
+        """Whether a log-on was accepted here, and durably so."""
+        return self._machine.keepalive_ms > 0
+
+    @property
+    def reason(self) -> str:
+        """Why it ended, for the log."""
+        ended = self._machine.ended
+        if not isinstance(ended, Terminate):
+            return "LOST"
+        # A client may give any number as its reason.
+        is_ours = self._machine.ended_by is Party.VENUE
+        return TerminateCode(ended.code).name if is_ours else f"CLIENT_{ended.code}"
 
     def end(self, code: TerminateCode, text: str) -> None:
         """Send the last frame and close."""

@@ -14,6 +14,7 @@ from libc.string cimport memcpy, memset
 
 from exchange.core.hot cimport Hot
 from protocol.codec cimport (
+    CANCEL_ORDER,
     DECODED,
     FRAME_HEADER_SIZE,
     FrameHeader,
@@ -103,6 +104,7 @@ cdef class Ingress:
     cdef readonly int64_t gap_count           # after GAP: how many
     cdef readonly Py_ssize_t offset           # of the frame that feed looks at
     cdef public bint is_closed                # leave every command to Python, which refuses it
+    cdef public bint is_disk_low              # likewise, but for cancels
 
     cdef Hot hot
     cdef Slot* slots
@@ -211,6 +213,8 @@ cdef class Ingress:
                         self.is_any_barred and self.is_maybe_barred(payload, payload_size)):
                     return COLD
                 if decode_command(payload, payload_size, &command) != DECODED:
+                    return COLD
+                if self.is_disk_low and command.tag != CANCEL_ORDER:
                     return COLD
                 if self.hot.submit_hot(session, connection, <int64_t>header.number, now_ns, now_ns,
                                        payload, payload_size, &command) == 0:

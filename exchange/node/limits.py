@@ -45,6 +45,20 @@ RECHECK_S: Final = 0.01
 """A silent peer is looked at once more after this: if the venue itself was held up, what the peer
 sent meanwhile has been read by then."""
 
+DISK_CHECK_S: Final = 1.0
+"""How often the free space of the journal's disk is looked at."""
+
+DISK_RETRY_NS: Final = 1_000_000_000
+"""What a client is told about trying again: not before the next look."""
+
+DISK_RESERVE_SEGMENTS: Final = 3
+"""Free space, in segments, below which new orders are refused: the next segment, the one after it,
+and one for whatever else writes to the disk meanwhile."""
+
+CLOCK_BEHIND_MAX_NS: Final = 60 * 1_000_000_000
+"""How far the machine's clock may be behind the journal at a start. A little is a clock that was
+set; more is a wrong clock, and good-till-date orders and graces would wait for it."""
+
 DRAIN_WAIT_S: Final = 5.0
 """How long a stopping venue waits for its clients to take what is theirs."""
 

@@ -6,6 +6,7 @@ may leave before what it was read from is durable; the caller sees to that.
 
 from typing import Final, NamedTuple
 
+import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -15,7 +16,7 @@ from protocol.records import Connect
 from protocol.signing import log_on_bytes
 from protocol.transport import Hello, LogOn, LogOnRejected
 
-__all__ = ["Place", "authenticate", "connect_message", "find_place", "reject"]
+__all__ = ["Place", "authenticate", "connect_message", "explain", "find_place", "reject"]
 
 _FIELDS: Final = {name: i for i, name in enumerate(LogOn.__struct_fields__, start=1)}
 
@@ -30,6 +31,17 @@ class Place(NamedTuple):
 def reject(code: RejectCode, field: str, text: str, limit: int = 0) -> LogOnRejected:
     """The refusal that names a field of the log-on, or none."""
     return LogOnRejected(code, _FIELDS.get(field, 0), limit, text)
+
+
+def explain(answer: LogOnRejected) -> LogOnRejected:
+    """The core's refusal, which has numbers only, with a sentence."""
+    texts = {
+        RejectCode.UNKNOWN_KEY: "the key has just lost its roles",
+        RejectCode.NOT_PERMITTED: "a key with roles that this one lacks holds the session",
+        RejectCode.NUMBER_AHEAD: f"the session's next number is {answer.limit}",
+        RejectCode.SESSION_LIMIT: f"there is no room beyond {answer.limit} sessions",
+    }
+    return msgspec.structs.replace(answer, text=texts[RejectCode(answer.code)])
 
 
 def authenticate(engine: Engine, hello: Hello, log_on: LogOn) -> LogOnRejected | None:

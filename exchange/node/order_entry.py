@@ -111,7 +111,13 @@ class OrderEntry:
         place = Place(connection.session, connection.connection)
         if self._places.get(place) is connection:
             self.sequencer.after_durable(partial(self._vacate, place, connection))
-            self.log.info("left", session=place.session, connection=place.connection)
+        if connection.was_logged_on:
+            self.log.info(
+                "log_off",
+                session=place.session,
+                connection=place.connection,
+                reason=connection.reason,
+            )
 
     def _vacate(self, place: Place, connection: Connection) -> None:
         if self._places.get(place) is connection:

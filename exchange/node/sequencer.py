@@ -26,11 +26,15 @@ from exchange.node.failure import Exit, Failure
 from exchange.node.ingress import FULL, Ingress
 from exchange.node.limits import DEADLINE_SLEEP_MAX_S
 from journal import Journal, JournalError
+from protocol import wire
 from protocol.framing import HEADER, HEADER_SIZE
+from protocol.records import COMMAND_HEAD, Continuation, TimeAdvance
 
 __all__ = ["Outlet", "Parts", "Sequencer"]
 
 NANOSECONDS_PER_SECOND: Final = 1_000_000_000
+
+_OWN_COMMANDS: Final = (wire.encode(TimeAdvance()), wire.encode(Continuation()))
 
 
 class Outlet(Protocol):
@@ -73,6 +77,7 @@ class Sequencer:
         self._after: deque[tuple[int, Callable[[], None]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = 0
+        self._is_advancing = False  # what is due waits for room
 
     # Commands in.
 
@@ -165,6 +170,13 @@ class Sequencer:
         if error is not None:
             self._fail_on(error, None)
             return
+        try:
+            self._release()
+        except Exception as caught:  # noqa: BLE001 - durable events that nobody gets are a failure
+            self._fail_on(caught, None)
+
+    def _release(self) -> None:
+        """Let out what the durable batch caused, and whoever waited for it."""
         assert self._unsynced is not None, "a commit ends that was begun"
         batch, closed_ns = self._unsynced
         self._unsynced = None
@@ -176,11 +188,13 @@ class Sequencer:
         self._go_on()
 
     def _go_on(self) -> None:
-        """The batch has room again: first what is due by itself, then whoever waits."""
-        if self.engine.has_pending and not self.is_draining:
-            self.advance()
+        """The batch has room again: for whoever waits, else for what is pending."""
         while self._waiting and self._waiting[0]():
             self._waiting.popleft()
+        # Whoever waits has pending work sequenced first; so has the start of the venue, before
+        # which no deadline may fire.
+        if self.engine.has_pending and not self._waiting and not self.is_draining:
+            self.advance()
         self._touch()
         self._arm()
 
@@ -202,7 +216,8 @@ class Sequencer:
         """Set the timer to the earliest deadline; one that fires too early is set again."""
         deadline_ns = self.engine.next_deadline_ns
         is_set = self._timer is not None and self._timer_ns <= deadline_ns
-        if deadline_ns == 0 or is_set or self.failure is not None or self.is_draining:
+        is_over = self.failure is not None or self.is_draining
+        if deadline_ns == 0 or is_set or is_over or self._is_advancing:
             return
         if self._timer is not None:
             self._timer.cancel()
@@ -215,8 +230,13 @@ class Sequencer:
         self._timer = None
         deadline_ns = self.engine.next_deadline_ns
         if deadline_ns and deadline_ns <= self._parts.clock.time_ns():
-            self.attempt(self.advance)
+            self._is_advancing = True
+            self.attempt(self._advance_due)
         self._arm()
+
+    def _advance_due(self) -> bool:
+        self._is_advancing = not self.advance()
+        return not self._is_advancing
 
     # The end.
 
@@ -245,6 +265,8 @@ class Sequencer:
         if isinstance(error, JournalError):
             self.fail(Failure(error.exit_code, str(error)))
             return
+        if _last_payload(self.engine.open_commands()) in _OWN_COMMANDS:
+            payload = None  # What goes before it failed: a deadline, or work that was pending.
         what = traceback.format_exception_only(error)[-1].strip()
         what = f"{what}; after sequence {self.engine.sequence}"
         story = [what, *"".join(traceback.format_exception(error)).splitlines()]
@@ -254,6 +276,17 @@ class Sequencer:
         except OSError as disk_error:
             where = f"could not be written aside: {disk_error}"
         self.fail(Failure(Exit.ASSERTION, f"{what}; {where}"))
+
+
+def _last_payload(commands: bytes) -> bytes:
+    """The payload of the last command entry, empty when there is none."""
+    payload = b""
+    offset = 0
+    while offset < len(commands):
+        length: int = COMMAND_HEAD.unpack_from(commands, offset)[0]
+        payload = commands[offset + COMMAND_HEAD.size : offset + length]
+        offset += length
+    return payload
 
 
 def _payload_at(data: bytes, offset: int) -> bytes | None:

@@ -12,6 +12,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,17 +20,20 @@ from typing import Final
 import msgspec
 import uvloop
 
-from exchange.clock import Clock, SystemClock
+from exchange.clock import Clock, SteadyClock, SystemClock
 from exchange.config import Config, ConfigError, Limits
-from exchange.core.engine import BUILD, Engine
+from exchange.core.engine import BUILD, RULES_VERSION, Engine
 from exchange.logs import Log
 from exchange.node.barred import BarredDamaged, BarredPayloads
 from exchange.node.commit import AdaptiveCommitter, Committer
 from exchange.node.failure import Exit, Failure
 from exchange.node.ingress import Ingress
 from exchange.node.limits import (
+    CLOCK_BEHIND_MAX_NS,
     CONNECTIONS_MAX,
     DESCRIPTORS_RESERVED,
+    DISK_CHECK_S,
+    DISK_RESERVE_SEGMENTS,
     DRAIN_WAIT_S,
     REFUSALS_MAX,
 )
@@ -43,6 +47,8 @@ from protocol import wire
 from protocol.records import COMMAND_HEAD, FROM_VENUE, Genesis, VenueStarted
 
 __all__ = ["ServiceError", "Surroundings", "Venue", "recover", "serve"]
+
+NANOSECONDS_PER_MILLISECOND: Final = 1_000_000
 
 BACKLOG: Final = 256
 """Connections that the kernel keeps until the loop accepts them."""
@@ -85,6 +91,8 @@ def recover(surroundings: Surroundings) -> Recovered:
         segment_size=surroundings.segment_size,
         prepare=surroundings.prepare,
     )
+    start_ns = surroundings.clock.monotonic_ns()
+    record_count = 0
     try:
         engine = Engine()
         genesis: Genesis | None = None
@@ -92,26 +100,42 @@ def recover(surroundings: Surroundings) -> Recovered:
             if genesis is None:
                 genesis = _read_genesis(record)
             _replay(engine, record)
+            record_count += 1
         if genesis is None:
             text = "the journal has no record; `exchange init` makes a new venue"
             raise ServiceError(Exit.CONFIGURATION, text)
+        _check_clock(surroundings.clock, engine)
     except BaseException:
         journal.close()
         raise
+    taken_ms = (surroundings.clock.monotonic_ns() - start_ns) // NANOSECONDS_PER_MILLISECOND
+    surroundings.log.info(
+        "recovered", sequence=engine.sequence, records=record_count, duration_ms=taken_ms
+    )
     return Recovered(engine, journal, genesis)
 
 
 def _replay(engine: Engine, record: Record) -> None:
     place = f"record of sequence {record.first_sequence}"
+    if record.rules_version != RULES_VERSION:
+        text = f"{place} has rules {record.rules_version}, this build replays {RULES_VERSION}"
+        raise ServiceError(Exit.CONFIGURATION, text)
     try:
         _, events_crc = engine.replay(record.first_sequence, record.command_count, record.payload)
-    except AssertionError as error:
+    except Exception as error:
         raise ServiceError(
             Exit.ASSERTION, f"replay failed: {place}, command {engine.sequence}: {error}"
         ) from error
     if events_crc != record.events_crc:
         text = f"replay differs: {place}: events {events_crc:08x}, were {record.events_crc:08x}"
         raise ServiceError(Exit.ASSERTION, text)
+
+
+def _check_clock(clock: Clock, engine: Engine) -> None:
+    behind_ns = engine.time_ns - clock.time_ns()
+    if behind_ns > CLOCK_BEHIND_MAX_NS:
+        text = f"the machine's clock is {behind_ns // 10**9} s behind the journal; set it right"
+        raise ServiceError(Exit.CONFIGURATION, text)
 
 
 def _read_genesis(record: Record) -> Genesis:
@@ -149,9 +173,14 @@ class Venue:
             journal=self.journal,
             committer=surroundings.make_committer(self.journal),
             barred=BarredPayloads(surroundings.barred),
-            clock=surroundings.clock,
+            clock=SteadyClock(surroundings.clock, self.engine.time_ns),
             loop=loop,
         )
+        self._commands = surroundings.commands
+        self._disk_reserve = DISK_RESERVE_SEGMENTS * surroundings.segment_size
+        self._disk_timer: asyncio.TimerHandle | None = None
+        self._ingress = parts.ingress
+        self._loop = loop
         self.order_entry = OrderEntry(parts, self.log, surroundings.connections_max)
         self.sequencer = self.order_entry.sequencer
 
@@ -166,6 +195,16 @@ class Venue:
         self.sequencer.attempt(lambda: bool(self.sequencer.submit(FROM_VENUE, 0, 0, 0, started)))
         self.sequencer.attempt(self.sequencer.advance)
         self.sequencer.after_all(done)
+        self._watch_disk()
+
+    def _watch_disk(self) -> None:
+        """Refuse new orders while the disk is nearly full, so that cancels still have room."""
+        self._disk_timer = self._loop.call_later(DISK_CHECK_S, self._watch_disk)
+        free_size = self._commands.free_size()
+        is_low = free_size < self._disk_reserve
+        if is_low is not self._ingress.is_disk_low:
+            self._ingress.is_disk_low = is_low
+            self.log.error("disk_low" if is_low else "disk_enough", free_bytes=free_size)
 
     def drain(self, done: Callable[[], None]) -> None:
         """Take no more, finish what was taken, tell the clients; calls back when they are told."""
@@ -176,8 +215,14 @@ class Venue:
 
         self.sequencer.drain(say_goodbye)
 
+    def settle(self, done: Callable[[], None]) -> None:
+        """Calls back when what came while the venue drained, a log-out say, is durable too."""
+        self.sequencer.after_all(done)
+
     def close(self) -> Failure | None:
         """End it: cleanly, with the journal's marker, unless it has failed; then say how."""
+        if self._disk_timer is not None:
+            self._disk_timer.cancel()
         self.sequencer.close()
         if self.sequencer.failure is None:
             try:
@@ -198,8 +243,13 @@ def serve(config: Config) -> int:
     try:
         return uvloop.run(_serve(config, log))
     except (ConfigError, JournalError, ServiceError) as error:
-        log.error("stopped", code=int(error.exit_code), reason=str(error))
-        return int(error.exit_code)
+        code, reason = int(error.exit_code), str(error)
+    except AssertionError as error:
+        code, reason = Exit.ASSERTION, f"assertion failed: {error}"
+    except OSError as error:
+        code, reason = Exit.STORAGE_FAILED, str(error)
+    log.error("stopped", code=int(code), reason=reason)
+    return code
 
 
 async def _serve(config: Config, log: Log) -> int:
@@ -254,6 +304,9 @@ async def _run(venue: Venue, config: Config) -> Failure | None:
         venue.drain(drained.set)
         await _first_of(drained, venue.ended)
         await venue.order_entry.wait_empty(DRAIN_WAIT_S)
+        settled = asyncio.Event()
+        venue.settle(settled.set)
+        await _first_of(settled, venue.ended)
     return venue.close()
 
 
@@ -279,9 +332,10 @@ def _say_ready(venue: Venue, server: asyncio.Server) -> None:
 
 
 def _say(line: str) -> None:
-    """What whoever started us reads."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    """What whoever started us reads, if anybody still does."""
+    with suppress(OSError):
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
 
 
 def _on_exception(venue: Venue, context: dict[str, object]) -> None:

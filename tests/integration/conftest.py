@@ -1,6 +1,5 @@
 """What the integration tests share: how children find the packages, and a venue for bad input."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +10,13 @@ from tests.integration.market import Market, make_market, make_venue
 from tests.integration.peer import Peer
 from tests.integration.replica import Replica
 
-# Children are started with -P: they find the packages where this process found them.
-os.environ["PYTHONPATH"] = str(Path(str(exchange.__file__)).parents[1])
+
+@pytest.fixture(scope="module", autouse=True)
+def packages() -> Iterator[None]:
+    """Children are started with -P: they find the packages where this process found them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(str(exchange.__file__)).parents[1]))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +26,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
         venue.start()
         market = Market(venue, make_market(venue, ["ada", "bob", "cyd"]))
         yield market
-        market.watcher.close()
+        market.close()
         venue.stop()
         replica = Replica(venue.folder)
         replica.catch_up()
@@ -34,7 +38,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Market]:
 
 @pytest.fixture
 def market(shared: Market) -> Iterator[Market]:
-    """The venue of the module, which must go on as before after the test."""
+    """The venue of the module with a firm for the test; it must go on as before afterwards."""
+    shared.renew()
     yield shared
     shared.check()
 
@@ -48,8 +53,7 @@ def peer(market: Market) -> Iterator[Peer]:
 
 
 @pytest.fixture
-def trader(market: Market, peer: Peer, request: pytest.FixtureRequest) -> Peer:
-    """A session of the test's own, logged on."""
-    market.session_count += 1
-    peer.log_on(market.firm.key, f"t{market.session_count}")
+def trader(market: Market, peer: Peer) -> Peer:
+    """A session of the test's firm, logged on."""
+    peer.log_on(market.firm.key, "trader")
     return peer

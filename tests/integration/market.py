@@ -11,9 +11,10 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from exchange.client import load_key
-from exchange.core.engine import RULES_VERSION
-from exchange.node.setup import initialise
-from journal import FolderStorage, Journal, read_only
+from exchange.clock import SystemClock
+from exchange.node import setup
+from exchange.node.setup import initialise, write_genesis
+from journal import FolderStorage, read_only
 from protocol.admin import (
     Account,
     AdminAccepted,
@@ -31,6 +32,7 @@ from protocol.order_entry import (
     OrderCanceled,
     OrderRejected,
 )
+from protocol.records import COMMAND_HEAD, Genesis
 from tests.integration.peer import Peer
 from tools.venue_process import VenueProcess
 
@@ -62,7 +64,7 @@ def make_venue(folder: Path, **limits: int) -> VenueProcess:
     made = initialise(folder, name="test", port=0, limits=limits)
     _begin_with_a_small_segment(folder / "data" / "commands")
     content = made.config.read_text()
-    before = "segment_size = 67108864"
+    before = f"segment_size = {setup.SEGMENT_SIZE}"
     assert before in content, "the configuration that init writes has changed"
     made.config.write_text(content.replace(before, f"segment_size = {SEGMENT_SIZE}"))
     return VenueProcess(folder)
@@ -70,15 +72,10 @@ def make_venue(folder: Path, **limits: int) -> VenueProcess:
 
 def _begin_with_a_small_segment(folder: Path) -> None:
     """Write the journal's first record again: a segment's size is fixed when it is begun."""
-    (genesis,) = read_only(FolderStorage(folder, is_read_only=True)).records()
+    (record,) = read_only(FolderStorage(folder, is_read_only=True)).records()
+    genesis = msgspec.msgpack.decode(record.payload[COMMAND_HEAD.size :], type=Genesis)
     shutil.rmtree(folder)
-    journal = Journal.open(FolderStorage(folder), segment_size=SEGMENT_SIZE)
-    assert list(journal.records()) == []
-    journal.start(genesis.head.term)
-    content = (genesis.payload, genesis.command_count, genesis.events_crc, RULES_VERSION)
-    journal.write(journal.build(*content))
-    journal.sync()
-    journal.stop()
+    write_genesis(FolderStorage(folder), genesis, SystemClock(), segment_size=SEGMENT_SIZE)
 
 
 def admin(peer: Peer, command: Any) -> int:
@@ -134,17 +131,30 @@ def depth(peer: Peer, account_id: int, client_order_id: int, side: Side, price: 
 
 
 class Market:
-    """A venue, two firms, and a session that takes no part: it holds an order all the time."""
+    """A venue with a firm for each test, another firm, and a session that takes no part: it holds
+    an order all the time."""
 
     def __init__(self, venue: VenueProcess, firms: list[Firm]) -> None:
         self.venue = venue
         self.firm, self.other, watching = firms
-        self.session_count = 0  # of sessions made for tests
+        self.operator = Peer(venue.address)
+        self.operator.log_on(load_key(venue.admin_key), "operator")
+        self._firm_count = 0
         self.watcher = Peer(venue.address)
         self.watcher.log_on(watching.key, "watcher")
         self._account_id = watching.account_id
         self._order_id = 0
         self._place()
+
+    def renew(self) -> None:
+        """Admit the firm of the next test."""
+        self._firm_count += 1
+        self.firm = make_firm(self.operator, f"firm-{self._firm_count}")
+
+    def close(self) -> None:
+        """Close both sessions."""
+        self.operator.close()
+        self.watcher.close()
 
     def check(self) -> None:
         """The watcher trades on, and has received nothing that it did not ask for."""
@@ -157,12 +167,12 @@ class Market:
         assert self.venue.process.poll() is None, "the venue has ended"
 
     def good_order(self, client_order_id: int = 1, **fields: Any) -> NewOrder:
-        """A small order of the first firm that rests, or what `fields` make of it."""
+        """A small order of the test's firm that rests, or what `fields` make of it."""
         order = NewOrder(client_order_id, 1, self.firm.account_id, Side.BUY, 2 * CENT, CONTRACT)
         return msgspec.structs.replace(order, **fields)
 
     def check_session(self, peer: Peer, client_order_id: int = 10) -> None:
-        """A session of the first firm goes on: an order rests, and is taken back."""
+        """A session of the test's firm goes on: an order rests, and is taken back."""
         assert isinstance(peer.request(self.good_order(client_order_id)), OrderAccepted)
         assert isinstance(peer.request(CancelOrder(client_order_id)), OrderCanceled)
 

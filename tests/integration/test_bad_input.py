@@ -14,6 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from exchange.client import load_key
+from exchange.core.limits import SESSIONS_PER_PARTICIPANT_MAX
 from protocol import wire
 from protocol.admin import Deposit, Event, Halt, Instrument, Key, Participant
 from protocol.codes import EventKind, OrderType, RejectCode, Side, TerminateCode, TimeInForce
@@ -121,17 +122,25 @@ def test_unknown_key_is_refused(peer: Peer) -> None:
 
 
 def test_revoked_key_is_refused_and_its_session_may_do_nothing(market: Market, peer: Peer) -> None:
-    with Peer(market.venue.address) as operator, Peer(market.venue.address) as revoked:
-        operator.log_on(load_key(market.venue.admin_key), "revoking")
-        firm = make_firm(operator, "revoked")
+    firm = market.firm
+    with Peer(market.venue.address) as revoked:
         revoked.log_on(firm.key, "s")
         public_key = firm.key.public_key().public_bytes_raw()
-        admin(operator, Key(firm.participant_id, public_key, 0))
-        answer = revoked.request(NewOrder(1, 1, firm.account_id, Side.BUY, CENT, CONTRACT))
+        admin(market.operator, Key(firm.participant_id, public_key, 0))
+        answer = revoked.request(market.good_order())
         assert isinstance(answer, OrderRejected)
         assert answer.code == RejectCode.NOT_PERMITTED
     log_on = sign(firm.key, peer.greet(), make_log_on(firm.key, "s"))
     assert refusal(peer, log_on) == (RejectCode.UNKNOWN_KEY, 3, 0)
+
+
+def test_more_sessions_than_a_participant_may_have(market: Market, peer: Peer) -> None:
+    key = market.firm.key
+    for index in range(SESSIONS_PER_PARTICIPANT_MAX):
+        with Peer(market.venue.address) as one:
+            one.log_on(key, f"s{index}")
+    expected = (RejectCode.SESSION_LIMIT, 4, SESSIONS_PER_PARTICIPANT_MAX)
+    assert refusal(peer, sign(key, peer.greet(), make_log_on(key, "s"))) == expected
 
 
 def test_second_log_on_ends_the_connection(market: Market, trader: Peer) -> None:
@@ -239,17 +248,15 @@ def test_expire_time_that_has_passed_is_rejected(market: Market, trader: Peer) -
     assert answer.limit == answer.time_ns
 
 
-def test_unaffordable_order_is_rejected(market: Market) -> None:
-    with Peer(market.venue.address) as operator, Peer(market.venue.address) as peer:
-        operator.log_on(load_key(market.venue.admin_key), "poor")
-        firm = make_firm(operator, "poor", cash=POOR_CASH)
-        peer.log_on(firm.key, "s")
-        order = NewOrder(1, 1, firm.account_id, Side.BUY, CENT, 11 * CONTRACT)
-        answer = peer.request(order)
-        found = (answer.code, answer.field, answer.limit)
-        assert found == (RejectCode.INSUFFICIENT_COLLATERAL, 6, POOR_CASH)
-        affordable = msgspec.structs.replace(order, client_order_id=2, quantity=10 * CONTRACT)
-        assert isinstance(peer.request(affordable), OrderAccepted)
+def test_unaffordable_order_is_rejected(market: Market, peer: Peer) -> None:
+    firm = make_firm(market.operator, "poor", cash=POOR_CASH)
+    peer.log_on(firm.key, "s")
+    order = NewOrder(1, 1, firm.account_id, Side.BUY, CENT, 11 * CONTRACT)
+    answer = peer.request(order)
+    found = (answer.code, answer.field, answer.limit)
+    assert found == (RejectCode.INSUFFICIENT_COLLATERAL, 6, POOR_CASH)
+    affordable = msgspec.structs.replace(order, client_order_id=2, quantity=10 * CONTRACT)
+    assert isinstance(peer.request(affordable), OrderAccepted)
 
 
 def test_order_beyond_the_account_limit_is_rejected(market: Market, trader: Peer) -> None:

@@ -5,19 +5,23 @@ import resource
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
 import pytest
+from msgspec.structs import replace
 
 from exchange.config import CONFIG_NAME
+from exchange.node.limits import CONNECTIONS_MAX
 from protocol.codes import RejectCode, Side
-from protocol.order_entry import NewOrder, OrderAccepted
-from protocol.transport import LogOnRejected
+from protocol.order_entry import CancelOrder, NewOrder, OrderAccepted, OrderCanceled
+from protocol.transport import Hello, LogOnRejected
 from tests.integration.market import CENT, CONTRACT, make_market, make_venue
 from tests.integration.peer import WAIT_S, Peer
+from tools.errors import VenueFailedError
 from tools.venue_process import EXCHANGE, VenueProcess
 
 EX_CONFIGURATION: Final = 64
@@ -50,11 +54,11 @@ def folder(pattern: Path, tmp_path: Path) -> Path:
 
 
 def fail_to_start(config: Path) -> tuple[int, str]:
-    """Exit code and the one line of a venue that must not start."""
+    """Exit code and the one line about it of a venue that must not start."""
     command = [*EXCHANGE, "serve", "--config", str(config)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
     assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
+    (line,) = [line for line in done.stderr.splitlines() if "level=info" not in line]
     return done.returncode, line
 
 
@@ -236,34 +240,78 @@ def test_second_init_leaves_the_venue_alone(folder: Path) -> None:
 # Descriptors.
 
 
-@contextmanager
-def descriptor_limit(count: int) -> Iterator[None]:
-    """This process, and the children started meanwhile, may have so many open files."""
+def limit_descriptors(monkeypatch: pytest.MonkeyPatch, count: int, kind: str = "") -> None:
+    """Venues started from now on may have so many open files; with -S they may ask for more."""
+    shell = ("sh", "-c", f'ulimit {kind} -n {count} && exec "$0" "$@"')
+    monkeypatch.setattr("tools.venue_process.EXCHANGE", (*shell, *EXCHANGE))
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    """For this process, which is all the clients at once."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@pytest.mark.parametrize("limit", [256, 4096])
-def test_more_connections_than_the_venue_takes(folder: Path, limit: int) -> None:
-    """Strangers take every connection there is, under a usual and a small limit of descriptors.
-    The surplus is refused, who is on trades on, journal and all, and one that leaves makes room.
-    """
-    with VenueProcess(folder) as venue, descriptor_limit(4096), ExitStack() as stack:
-        with descriptor_limit(limit):
-            venue.start()
-        operator = stack.enter_context(Peer(venue.address))
-        for _ in range(1_100):
+def test_surplus_connections_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, many_descriptors: None
+) -> None:
+    """Also where the system would first give fewer than the venue wants; it asks for more."""
+    limit_descriptors(monkeypatch, 256, "-S")
+    with VenueProcess(folder) as venue, ExitStack() as stack:
+        venue.start()
+        for _ in range(CONNECTIONS_MAX):
             stranger = stack.enter_context(Peer(venue.address))
-            stranger.read()
-            if not stranger.is_open or stranger.machine.ended is not None:
-                break
+            assert isinstance(stranger.receive(), Hello)
+            assert stranger.machine.ended is None
+        stranger = stack.enter_context(Peer(venue.address))
+        stranger.read_to_end()
         refusal = stranger.machine.ended
         assert isinstance(refusal, LogOnRejected)
-        assert refusal.code == RejectCode.CONNECTION_LIMIT
-        operator.greet()
+        assert (refusal.code, refusal.limit) == (RejectCode.CONNECTION_LIMIT, CONNECTIONS_MAX)
+        stack.close()
+        give_up = time.monotonic() + WAIT_S
+        while not is_welcome(venue):
+            assert time.monotonic() < give_up, "those who left still count"
+        venue.stop()
+
+
+def is_welcome(venue: VenueProcess) -> bool:
+    """Whether the venue has room for one more connection."""
+    with Peer(venue.address) as peer:
+        return isinstance(peer.receive(), Hello) and peer.machine.ended is None
+
+
+def test_strangers_cannot_take_the_descriptors_that_the_journal_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, many_descriptors: None
+) -> None:
+    limit_descriptors(monkeypatch, 200)
+    with make_venue(tmp_path / "venue") as venue, ExitStack() as stack:
+        venue.start()
+        (firm,) = make_market(venue, ["ada"])
+        peer = stack.enter_context(Peer(venue.address))
+        peer.log_on(firm.key, "s")
+        for _ in range(400):
+            stack.enter_context(Peer(venue.address))
+        order = NewOrder(0, 1, firm.account_id, Side.BUY, CENT, CONTRACT)
+        segments = venue.folder / "data" / "commands"
+        for index in range(1, 2000):
+            answer = peer.request(replace(order, client_order_id=index))
+            assert isinstance(answer, OrderAccepted)
+            assert isinstance(peer.request(CancelOrder(index)), OrderCanceled)
+            if len(list(segments.glob("*.segment"))) > 1:
+                break
+        assert index > 500, "the strangers were there first"
+        assert len(list(segments.glob("*.segment"))) > 1
         stack.close()
         venue.stop()
+
+
+def test_too_few_descriptors(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit_descriptors(monkeypatch, 30)
+    with VenueProcess(folder) as venue:
+        with pytest.raises(VenueFailedError, match="30 open files are too few") as caught:
+            venue.start()
+        assert caught.value.exit_code == EX_CONFIGURATION

@@ -105,6 +105,8 @@ def test_nothing_acknowledged_is_lost_or_done_twice(tmp_path: Path) -> None:
         stopped = finish(venue, traders, replica)
     assert sum(trader.lost_count for trader in traders), "no kill met commands on their way in"
     assert sum(trader.unheard_count for trader in traders), "nor answers on their way out"
+    segments = list(venue.folder.glob("data/commands/*.segment"))
+    assert len(segments) > 1 or ROUNDS < 20, "no kill can have met the begin of a segment"
     check_once(traders, replica)
     again = Replica(venue.folder)
     again.catch_up()

@@ -36,8 +36,9 @@ from tools.venue_process import VenueProcess, parse_line
 
 NEVER: Final = CancelOnDisconnect.NEVER
 NANOSECONDS_PER_MILLISECOND: Final = 1_000_000
+NANOSECONDS_PER_SECOND: Final = 1_000_000_000
 EX_STORAGE_FAILED: Final = 74
-SHIM_SOURCE: Final = Path(__file__).parent / "failing_disk.c"
+SHIM_SOURCE: Final = Path(__file__).parent / "bad_disk.c"
 
 Load = Callable[[], list[Trader]]
 
@@ -47,6 +48,20 @@ def venue(tmp_path: Path) -> Iterator[VenueProcess]:
     """A venue that is not started yet."""
     with make_venue(tmp_path / "venue", work_per_command_max=4) as made:
         yield made
+
+
+@pytest.fixture
+def bad_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file with this path and a suffix spoils the disk of the venues that are started from now
+    on; bad_disk.c says how."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    assert compiler is not None, "the project is built with a C compiler"
+    shim = tmp_path / "bad_disk.so"
+    arguments = ["-shared", "-fPIC", "-Wall", "-Werror", "-o", str(shim), str(SHIM_SOURCE), "-ldl"]
+    subprocess.run([compiler, *arguments], check=True)
+    monkeypatch.setenv("LD_PRELOAD", str(shim))
+    monkeypatch.setenv("BRIER_DISK_PATH", str(tmp_path / "disk"))
+    return tmp_path / "disk"
 
 
 def end(venue: VenueProcess) -> tuple[int, dict[str, str]]:
@@ -111,6 +126,19 @@ def test_stop_answers_or_refuses_all_that_is_in_flight(
     venue: VenueProcess, load: Load, signals: int
 ) -> None:
     traders = load()
+    stop_under_load(venue, traders, signals)
+
+
+def test_stop_waits_for_a_slow_disk(venue: VenueProcess, load: Load, bad_disk: Path) -> None:
+    """Commands are still on their way to the disk when it is told to stop; more come meanwhile."""
+    traders = load()
+    bad_disk.with_suffix(".slow").touch()
+    trade(traders, 2 * sum(trader.acknowledged_count for trader in traders))
+    assert stop_under_load(venue, traders, 1), "no command came between the signal and the end"
+
+
+def stop_under_load(venue: VenueProcess, traders: list[Trader], signals: int) -> int:
+    """Stop it, compare what was answered with what is durable; how many commands were refused."""
     assert venue.process is not None
     for _ in range(signals):
         venue.process.send_signal(signal.SIGTERM)
@@ -120,12 +148,12 @@ def test_stop_answers_or_refuses_all_that_is_in_flight(
     assert has_marker(venue)
     replica = replay(venue)
     assert stopped["digest"] == replica.engine.digest()
-    for trader in traders:
-        check_drained(trader, replica)
+    return sum(check_drained(trader, replica) for trader in traders)
 
 
-def check_drained(trader: Trader, replica: Replica) -> None:
-    """Every command was answered or refused, or never read; the answered ones are durable."""
+def check_drained(trader: Trader, replica: Replica) -> int:
+    """Every command was answered or refused, or never read, and the answered ones are durable; how
+    many were refused."""
     peer = trader.peer
     assert peer is not None
     assert peer.terminate.code == TerminateCode.SHUTDOWN
@@ -141,6 +169,7 @@ def check_drained(trader: Trader, replica: Replica) -> None:
     known = journaled | refused
     assert known == set(range(1, len(known) + 1)), "what was not read came after all the rest"
     assert len(known) + len(unanswered) == len(trader.sent)
+    return len(refused)
 
 
 def test_stop_waits_for_a_client_that_reads_late(venue: VenueProcess) -> None:
@@ -273,23 +302,8 @@ def test_orders_that_lapsed_while_the_venue_was_down_expire_at_start(venue: Venu
     with Peer(venue.address) as peer:
         session_id = peer.log_on(firm.key, "s").session_id
         sell(peer, firm, 1, 60, 1)
-        life_ns = 100 * NANOSECONDS_PER_MILLISECOND
-        for client_order_id in range(2, 10):
-            expire_time_ns = time.time_ns() + life_ns
-            answer = peer.request(
-                NewOrder(
-                    *(client_order_id, 1, firm.account_id, Side.SELL, 61 * CENT, 2 * CONTRACT),
-                    time_in_force=TimeInForce.GTD,
-                    expire_time_ns=expire_time_ns,
-                )
-            )
-            venue.kill()
-            if isinstance(answer, OrderAccepted):
-                break
-            life_ns *= 2  # The machine is slow: it was over before the venue had it.
-        order_id = answer.order_id
-    replica = replay(venue)
-    assert order_id not in expired_orders(replica, session_id), "it was killed in time"
+    replica = Replica(venue.folder)
+    order_id, expire_time_ns = leave_a_lapsing_order(venue, firm, replica)
     while time.time_ns() <= expire_time_ns:
         replica.catch_up()  # The time of being down, as short as it can be.
     venue.start()
@@ -301,7 +315,35 @@ def test_orders_that_lapsed_while_the_venue_was_down_expire_at_start(venue: Venu
     started, after = last_start(replica)
     assert [type(command.message) for command in after[:2]] == [TimeAdvance, Connect]
     assert after[0].sequence == started.sequence + 1
-    assert expired_orders(replica, session_id) == {order_id: started.sequence + 1}
+    assert expired_orders(replica, session_id)[order_id] == started.sequence + 1
+
+
+def leave_a_lapsing_order(venue: VenueProcess, firm: Firm, replica: Replica) -> tuple[int, int]:
+    """Kill the venue with an order in its book that expires soon; the order's id and expire time.
+
+    On a machine so slow that the order expires before the kill, the next one may live longer.
+    """
+    life_ns = 100 * NANOSECONDS_PER_MILLISECOND
+    while life_ns < 10 * NANOSECONDS_PER_SECOND:
+        with Peer(venue.address) as peer:
+            accepted = peer.log_on(firm.key, "s")
+            client_order_id = accepted.highest_client_order_id + 1
+            expire_time_ns = time.time_ns() + life_ns
+            answer = peer.request(
+                NewOrder(
+                    *(client_order_id, 1, firm.account_id, Side.SELL, 61 * CENT, 2 * CONTRACT),
+                    time_in_force=TimeInForce.GTD,
+                    expire_time_ns=expire_time_ns,
+                )
+            )
+            venue.kill()
+        replica.catch_up()
+        is_accepted = isinstance(answer, OrderAccepted)
+        if is_accepted and answer.order_id not in expired_orders(replica, accepted.session_id):
+            return answer.order_id, expire_time_ns
+        life_ns *= 2
+        venue.start()
+    raise AssertionError("no order outlives a kill")
 
 
 def expired_orders(replica: Replica, session_id: int) -> dict[int, int]:
@@ -346,31 +388,18 @@ def test_newcomer_takes_the_session_and_nothing_is_lost(venue: VenueProcess) -> 
 # A disk that fails.
 
 
-@pytest.fixture
-def failing_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file with this path and a suffix `.fdatasync` or `.pwrite` makes that call fail in the
-    venues that are started from now on, on segments of the journal."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    assert compiler is not None, "the project is built with a C compiler"
-    shim = tmp_path / "failing_disk.so"
-    arguments = ["-shared", "-fPIC", "-Wall", "-Werror", "-o", str(shim), str(SHIM_SOURCE), "-ldl"]
-    subprocess.run([compiler, *arguments], check=True)
-    monkeypatch.setenv("LD_PRELOAD", str(shim))
-    monkeypatch.setenv("BRIER_FAIL_PATH", str(tmp_path / "fail"))
-    return tmp_path / "fail"
-
-
 @pytest.mark.parametrize("call", ["fdatasync", "pwrite"])
 def test_failed_disk_ends_the_venue_with_nothing_acknowledged(
     venue: VenueProcess,
     load: Load,
-    failing_disk: Path,
+    bad_disk: Path,
     monkeypatch: pytest.MonkeyPatch,
     call: str,
 ) -> None:
     traders = load()
-    trigger = failing_disk.with_suffix(f".{call}")
-    trigger.touch()
+    # A slow failure leaves time for an answer that does not wait for it.
+    bad_disk.with_suffix(".slow").touch()
+    bad_disk.with_suffix(f".{call}").touch()
     trade(traders)
     assert end(venue) == (EX_STORAGE_FAILED, {})
     log = (venue.folder / "serve.log").read_text()

@@ -20,6 +20,8 @@ IN_FLIGHT: Final = 64
 INSTRUMENT_COUNT: Final = 3
 HOUR_NS: Final = 3_600_000_000_000
 SENT_TWICE_MAX: Final = 8
+ACKNOWLEDGED_MAX: Final = 20_000
+"""More than any test asks for at a time."""
 
 
 class Trader:
@@ -140,17 +142,18 @@ def make_traders(firms: list[Firm], modes: list[CancelOnDisconnect], seed: str) 
 
 def trade(traders: list[Trader], acknowledged_goal: int | None = None) -> None:
     """Keep orders in flight until so many have been acknowledged, with more under way then, or
-    until the venue has closed every connection."""
+    until the venue has closed every connection, which it must do soon."""
+    bound = sum(trader.acknowledged_count for trader in traders) + ACKNOWLEDGED_MAX
     peers = {trader.peer: trader for trader in traders if trader.peer is not None}
     with selectors.DefaultSelector() as selector:
         for peer, trader in peers.items():
             selector.register(peer.socket, selectors.EVENT_READ, trader)
             trader.fill_up()
         while selector.get_map():
-            if acknowledged_goal is not None and acknowledged_goal <= sum(
-                trader.acknowledged_count for trader in traders
-            ):
+            acknowledged_count = sum(trader.acknowledged_count for trader in traders)
+            if acknowledged_goal is not None and acknowledged_count >= acknowledged_goal:
                 return
+            assert acknowledged_count < bound, "the venue goes on and on"
             ready = selector.select(WAIT_S)
             assert ready, "the venue does not answer any more"
             for key, _ in ready:

@@ -2,9 +2,13 @@
 
 import json
 import os
+import re
+import selectors
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,25 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         timeout=120,
         check=False,
     )
+
+
+@contextmanager
+def started(*arguments: str, temporary: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A tool whose venue runs, with its temporary files in a folder; the venue's process id."""
+    with subprocess.Popen(
+        [*EXCHANGE, *arguments],
+        env=ENVIRONMENT | {"TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            found = re.search(r"process (\d+)\)", process.stdout.readline())
+            assert found
+            yield process, int(found[1])
+        finally:
+            process.kill()
 
 
 def figures(*arguments: str | Path) -> dict[str, Any]:
@@ -64,20 +87,40 @@ def test_demo_without_a_terminal_prints_lines_and_a_summary() -> None:
     assert max(map(len, done.stdout.splitlines())) <= 110
 
 
-def test_interrupted_demo_ends_quietly() -> None:
-    with subprocess.Popen(
-        [*EXCHANGE, "demo", "--seconds", "600"],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as demo:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_demo_ends_quietly_and_leaves_nothing(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    with started("demo", "--seconds", "600", temporary=tmp_path) as (demo, _):
         assert demo.stdout is not None
-        assert demo.stdout.readline().startswith("A venue listens on ")
         assert " orders  " in demo.stdout.readline(), "it trades"
-        demo.send_signal(signal.SIGINT)
+        demo.send_signal(number)
         _, error = demo.communicate(timeout=60)
         assert (demo.returncode, error) == (130, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_venue_ends_with_the_tool_that_started_it(tmp_path: Path) -> None:
+    with started("demo", "--seconds", "600", temporary=tmp_path) as (demo, venue_id):
+        watch = os.pidfd_open(venue_id)
+        demo.kill()
+        with selectors.DefaultSelector() as selector:
+            selector.register(watch, selectors.EVENT_READ)
+            assert selector.select(timeout=60), "the venue still runs"
+        os.close(watch)
+
+
+@pytest.mark.parametrize("tool", [("demo",), ("load", "--in-flight", "1")])
+def test_a_venue_that_dies_is_one_line(tool: tuple[str, ...], tmp_path: Path) -> None:
+    with started(*tool, "--seconds", "600", temporary=tmp_path) as (process, venue_id):
+        if tool == ("demo",):
+            assert process.stdout is not None
+            assert " orders  " in process.stdout.readline(), "it trades"
+        os.kill(venue_id, signal.SIGKILL)
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert error.startswith("exchange: ")
+        assert error.count("\n") == 1
 
 
 @pytest.mark.skipif(not MESSAGES.is_file(), reason="data: message_50.csv is not there")

@@ -40,7 +40,7 @@ from tests.exchange.node.market import (
     make_world,
     sell,
 )
-from tests.exchange.node.world import World
+from tests.exchange.node.world import MemoryTransport, World
 
 # Sessions.
 
@@ -359,6 +359,17 @@ def test_a_silent_client_is_lost_after_three_intervals() -> None:
     assert world.engine.open_order_count == 0
 
 
+def test_a_lapsed_client_that_does_not_close_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = make_world()
+    monkeypatch.setattr(MemoryTransport, "is_stubborn", True)
+    peer = logged_on(world, keepalive_ms=100)
+    world.loop.sleep(0.4)
+    assert peer.read()[-1].code == TerminateCode.KEEPALIVE_LAPSED
+    assert not is_gone(peer)
+    world.loop.sleep(LINGER_S)
+    assert is_gone(peer)
+
+
 def test_a_venue_that_was_held_up_does_not_blame_its_clients() -> None:
     world = make_world()
     peer = logged_on(world, keepalive_ms=100)
@@ -466,6 +477,26 @@ def test_a_transport_that_does_not_stop_reading_is_bounded() -> None:
 
 
 # The end.
+
+
+def test_the_log_says_who_came_and_why_they_went() -> None:
+    world = make_world()
+    world.lines.clear()
+    logged_on(world)
+    logged_on(world)
+    world.loop.run()
+    world.connect(9).log_on()
+    peer = logged_on(world, 3)
+    peer.transport.deliver(encode_frame(SESSION, 1, wire.encode(Terminate(60_000, "x"))))
+    world.loop.run()
+    assert [line.split("level=info ")[1] for line in world.lines] == [
+        "event=log_on session=2 connection=1 peer=10.0.0.1:1",
+        "event=log_on session=2 connection=2 peer=10.0.0.1:1",
+        "event=log_off session=2 connection=1 reason=REPLACED",
+        "event=log_on_rejected code=UNKNOWN_KEY peer=10.0.0.1:1",
+        "event=log_on session=3 connection=1 peer=10.0.0.1:1",
+        "event=log_off session=3 connection=1 reason=CLIENT_60000",
+    ]
 
 
 def test_a_stopping_venue_refuses_by_name_and_says_goodbye() -> None:

@@ -4,9 +4,7 @@ from typing import Any
 
 import pytest
 
-from exchange.node.limits import (
-    CONNECTIONS_MAX,
-)
+from exchange.node.limits import CONNECTIONS_MAX, LINGER_S, REFUSALS_MAX
 from protocol import wire
 from protocol.admin import AdminAccepted, Key
 from protocol.codes import RejectCode, TerminateCode
@@ -24,12 +22,14 @@ from protocol.transport import (
 from tests.exchange.node.market import (
     assert_ended,
     buy,
+    is_gone,
+    is_read,
     kinds,
     logged_on,
     make_world,
     sell,
 )
-from tests.exchange.node.world import ADMIN, private_key, public_key
+from tests.exchange.node.world import ADMIN, MemoryTransport, private_key, public_key
 
 
 def test_the_first_frame_is_a_greeting_with_a_fresh_nonce() -> None:
@@ -128,6 +128,56 @@ def test_one_connection_too_many_is_told_so() -> None:
     peers[0].transport.lose()
     world.loop.run()
     assert kinds(world.connect(2).read()) == [Hello]
+
+
+def test_more_refusals_than_can_be_told_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = make_world()
+    for _ in range(CONNECTIONS_MAX):
+        world.connect(2)
+    monkeypatch.setattr(MemoryTransport, "is_stubborn", True)
+    told = [world.connect(2) for _ in range(REFUSALS_MAX)]
+    assert all(kinds(peer.read()) == [Hello, LogOnRejected] for peer in told)
+    silent = world.connect(2)
+    assert silent.read() == []
+    world.loop.run()
+    assert is_gone(silent)
+    assert not is_gone(told[0]), "it has a moment to read"
+    world.loop.sleep(LINGER_S)
+    assert all(is_gone(peer) for peer in told)
+    assert len(world.venue.order_entry.connections) == CONNECTIONS_MAX
+
+
+def test_what_comes_after_the_last_word_is_read_and_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = make_world()
+    monkeypatch.setattr(MemoryTransport, "is_stubborn", True)
+    old = logged_on(world)
+    logged_on(world)
+    (last,) = old.read()
+    assert last.code == TerminateCode.REPLACED
+    for _ in range(10):
+        old.transport.deliver(bytes(100_000))
+    assert is_read(old), "unread bytes would turn the close into a reset"
+    world.loop.sleep(LINGER_S)
+    assert is_gone(old)
+    assert world.venue.sequencer.failure is None
+
+
+def test_what_follows_a_refused_log_on_is_read_and_dropped_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = make_world()
+    monkeypatch.setattr(MemoryTransport, "is_stubborn", True)
+    world.hold()
+    peer = world.connect(2)
+    peer.send_log_on(next_number=9)
+    world.loop.run()
+    assert not is_read(peer), "the log-on is under way"
+    world.finish()
+    assert kinds(peer.read()) == [LogOnRejected]
+    peer.transport.deliver(bytes(100_000))
+    assert is_read(peer)
 
 
 def test_a_client_that_does_not_log_on_is_cut() -> None:

@@ -16,8 +16,10 @@ from exchange.node.setup import write_genesis
 from journal import Journal, JournalDamaged, JournalHeld, read_only, run_inline
 from journal.memory import MemoryStorage
 from protocol import wire
+from protocol.codes import RejectCode
 from protocol.order_entry import NewOrder
-from protocol.records import COMMAND_HEAD, FROM_VENUE, Continuation, Genesis, VenueStarted
+from protocol.records import COMMAND_HEAD, FROM_VENUE, Connect, Continuation, Genesis, VenueStarted
+from protocol.transport import LogOnAccepted, LogOnRejected
 from tests.exchange.node.market import logged_on, open_market
 from tests.exchange.node.world import SEGMENT_SIZE, World, public_key
 
@@ -181,6 +183,22 @@ def test_a_held_folder_is_refused() -> None:
     assert caught.value.exit_code == Exit.FOLDER_HELD
     assert venue.close() is None
     world.boot()
+
+
+def test_a_log_on_that_has_failed_the_venue_is_barred_too() -> None:
+    world = stopped_world()
+    world.boot()
+    connect = wire.encode(Connect(2, "s", 0, 30_000, 0, 0, 0))
+    name = world.venue.order_entry.barred.write_aside(connect, b"", ["why"])
+    assert world.venue.close() is None
+    world.boot()
+    answer = world.connect(2).log_on()
+    assert (type(answer), answer.code) == (LogOnRejected, RejectCode.PAYLOAD_BARRED)
+    assert isinstance(world.connect(2, "other").log_on(), LogOnAccepted)
+    assert world.venue.close() is None
+    world.barred.remove(name)
+    world.boot()
+    assert isinstance(world.connect(2).log_on(), LogOnAccepted)
 
 
 @pytest.mark.parametrize(

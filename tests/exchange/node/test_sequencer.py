@@ -146,13 +146,16 @@ def test_an_answer_that_reads_the_engine_waits_until_that_is_durable() -> None:
     world = make_world()
     peer = logged_on(world)
     stranger = world.connect(9)
+    forger = world.connect(2)
     world.hold()
     peer.send(buy(1))
     stranger.send_log_on()
+    forger.send_log_on(signature=bytes(64))
     world.loop.run()
-    assert stranger.read() == []
+    assert kinds(stranger.read()) == [LogOnRejected], "a key that never was is no secret"
+    assert forger.read() == []
     world.finish()
-    assert kinds(stranger.read()) == [LogOnRejected]
+    assert kinds(forger.read()) == [LogOnRejected]
 
 
 # Deadlines.
@@ -208,6 +211,22 @@ def test_work_beyond_a_full_batch_goes_on_by_itself() -> None:
     world.engine.check()
 
 
+def test_deadlines_that_wait_for_room_wait_once() -> None:
+    world = make_world()
+    peer = logged_on(world)
+    expire_ns = world.clock.time_ns() + 1_000_000_000
+    peer.ask(buy(1, time_in_force=2, expire_time_ns=expire_ns))
+    world.hold()
+    peer.send(buy(2))
+    world.loop.run()
+    flood(peer, 3, 6_000)
+    world.loop.sleep(5)
+    assert len(world.venue.sequencer._waiting) == 2, "the connection and the deadline"
+    world.finish()
+    (expired,) = [m for m in peer.read() if isinstance(m, OrderExpired)]
+    assert expired.client_order_id == 1
+
+
 def test_an_order_that_outgrows_the_batch_is_finished_without_anybody_asking() -> None:
     world = make_world(limits={"work_per_command_max": 8})
     maker, taker = logged_on(world), logged_on(world, 3)
@@ -246,6 +265,20 @@ class _NoLuck(Random):
     def randrange(self, start: int, stop: int | None = None, step: int = 1) -> int:
         del start, stop, step
         return 0
+
+
+def test_a_draining_venue_lets_no_deadline_in() -> None:
+    world = make_world()
+    peer = logged_on(world)
+    expire_ns = world.clock.time_ns() + 1_000_000_000
+    peer.ask(buy(1, time_in_force=2, expire_time_ns=expire_ns))
+    sequence = world.engine.sequence
+    world.venue.drain(lambda: None)
+    world.loop.sleep(2)
+    assert world.engine.sequence == sequence
+    assert world.venue.close() is None
+    world.boot()
+    assert world.engine.open_order_count == 0, "it expires at the start"
 
 
 # Failures.

@@ -114,12 +114,15 @@ class StepLoop:
         """Let time pass, timer by timer."""
         end_ns = self.now_ns + round(seconds * 1e9)
         self.run()
-        while self._timers and self._timers[0][0] <= end_ns:
+        for _ in range(TURNS_MAX):
+            if not self._timers or self._timers[0][0] > end_ns:
+                self.now_ns = end_ns
+                return
             due_ns, _, handle = heapq.heappop(self._timers)
             self.now_ns = max(self.now_ns, due_ns)
             handle.run()
             self.run()
-        self.now_ns = end_ns
+        raise AssertionError("timers without end")
 
 
 class StepClock:
@@ -194,7 +197,10 @@ class StepCommitter:
 
 
 class MemoryTransport(asyncio.Transport):
-    """A socket in memory. A peer that is stalled leaves what it is sent here."""
+    """A socket in memory. A peer that is stalled leaves what it is sent here; one that is stubborn
+    does not close when the venue has."""
+
+    is_stubborn = False
 
     def __init__(self, loop: StepLoop, protocol: Connection) -> None:
         super().__init__()
@@ -251,8 +257,9 @@ class MemoryTransport(asyncio.Transport):
         return True
 
     def write_eof(self) -> None:
-        """The peer closes as soon as it has read that."""
-        self.close()
+        """The peer closes as soon as it has read that, unless it is stubborn."""
+        if not self.is_stubborn:
+            self.close()
 
     def close(self) -> None:
         if not self._is_closing:

@@ -1,5 +1,6 @@
-// Preloaded into a venue: fails the calls named below with EIO on journal segments, from the moment
-// that a file exists whose path is $BRIER_FAIL_PATH followed by a dot and the name of the call.
+// Preloaded into a venue: a bad disk under its journal's segments, from the moment that a file
+// exists whose path is $BRIER_DISK_PATH followed by a dot and what goes wrong: `fdatasync` and
+// `pwrite` fail with EIO, with `slow` every fdatasync takes SLOW_NS longer.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -7,16 +8,19 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/types.h>
+#include <time.h>
 #include <unistd.h>
 
-static int must_fail(int descriptor, const char *call) {
-    const char *prefix = getenv("BRIER_FAIL_PATH");
+#define SLOW_NS 5000000
+
+static int is_bad(int descriptor, const char *how) {
+    const char *prefix = getenv("BRIER_DISK_PATH");
     const char *suffix = ".segment";
     char path[4096], link[64];
     if (prefix == NULL) {
         return 0;
     }
-    snprintf(path, sizeof path, "%s.%s", prefix, call);
+    snprintf(path, sizeof path, "%s.%s", prefix, how);
     if (access(path, F_OK) != 0) {
         return 0;
     }
@@ -28,7 +32,11 @@ static int must_fail(int descriptor, const char *call) {
 }
 
 int fdatasync(int descriptor) {
-    if (must_fail(descriptor, "fdatasync")) {
+    if (is_bad(descriptor, "slow")) {
+        struct timespec pause = {0, SLOW_NS};
+        nanosleep(&pause, NULL);
+    }
+    if (is_bad(descriptor, "fdatasync")) {
         errno = EIO;
         return -1;
     }
@@ -39,7 +47,7 @@ int fdatasync(int descriptor) {
 typedef ssize_t (*Write)(int, const void *, size_t, off_t);
 
 static ssize_t write_at(const char *name, int descriptor, const void *data, size_t size, off_t at) {
-    if (must_fail(descriptor, "pwrite")) {
+    if (is_bad(descriptor, "pwrite")) {
         errno = EIO;
         return -1;
     }
