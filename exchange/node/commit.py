@@ -1,7 +1,7 @@
 """How a record becomes durable: on the loop thread, or on a worker thread. See COMMIT.md.
 
-A sync on the loop thread saves the hop to a worker and back; a worker lets the next batch form
-meanwhile, and keeps the loop alive while a slow disk or a new segment takes its time. At most one
+A sync on the loop thread saves the hop to a worker and back; a worker keeps the loop alive while a
+slow disk or a new segment takes its time, and lets the next batch form meanwhile. At most one
 record is handed in at a time; the sequencer sees to that.
 """
 
@@ -19,11 +19,11 @@ __all__ = ["AdaptiveCommitter", "Committer", "Done", "InlineCommitter", "ThreadC
 Done = Callable[[BaseException | None], None]
 """Called on the loop thread when a record that was not done at once is durable, or failed."""
 
-INLINE_RECORD_SIZE_MAX: Final = 16 * 1024
-"""Above it (some two hundred orders) the next batch is worth forming meanwhile."""
+INLINE_COMMIT_NS_MAX: Final = 1_000_000
+"""A loop that stands still for longer is felt by its clients: COMMIT.md has the figures."""
 
-INLINE_SYNC_NS_MAX: Final = 400_000
-"""A sync that takes longer than this costs more than the hop to a thread and back."""
+SMOOTHING: Final = 8
+"""One commit counts an eighth of what is expected of the next: a single hiccup changes nothing."""
 
 
 class Committer(Protocol):
@@ -86,14 +86,14 @@ class ThreadCommitter:
 
 
 class AdaptiveCommitter:
-    """Inline while records are small and the disk is quick, else on the worker thread."""
+    """Inline while the disk is quick, on the worker thread when it is not or a segment is full."""
 
     def __init__(self, journal: Journal, loop: asyncio.AbstractEventLoop, clock: Clock) -> None:
         self._journal = journal
         self._clock = clock
         self._inline = InlineCommitter(journal)
         self._thread = ThreadCommitter(journal, loop)
-        self._sync_ns = 0  # smoothed duration of the recent commits
+        self._expected_ns = 0  # how long a commit takes
 
     def commit(self, record: BuiltRecord, done: Done) -> bool:
         start_ns = self._clock.monotonic_ns()
@@ -112,12 +112,8 @@ class AdaptiveCommitter:
         self._thread.close()
 
     def _is_quick(self, record: BuiltRecord) -> bool:
-        return (
-            len(record.content) <= INLINE_RECORD_SIZE_MAX
-            and self._sync_ns <= INLINE_SYNC_NS_MAX
-            and self._journal.fits(record)
-        )
+        return self._expected_ns <= INLINE_COMMIT_NS_MAX and self._journal.fits(record)
 
     def _note(self, start_ns: int) -> None:
         taken_ns = self._clock.monotonic_ns() - start_ns
-        self._sync_ns += (taken_ns - self._sync_ns) // 8
+        self._expected_ns += (taken_ns - self._expected_ns) // SMOOTHING

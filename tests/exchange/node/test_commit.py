@@ -8,8 +8,7 @@ import pytest
 
 from exchange.core.engine import RULES_VERSION
 from exchange.node.commit import (
-    INLINE_RECORD_SIZE_MAX,
-    INLINE_SYNC_NS_MAX,
+    INLINE_COMMIT_NS_MAX,
     AdaptiveCommitter,
     InlineCommitter,
     ThreadCommitter,
@@ -20,8 +19,7 @@ from journal.memory import MemoryStorage
 from journal.storage import Storage
 
 SEGMENT_SIZE: Final = 1024 * 1024
-SMALL: Final = b"small" * 10
-LARGE: Final = b"large" * (INLINE_RECORD_SIZE_MAX // 5)
+PAYLOAD: Final = b"payload" * 10
 
 
 class StandingClock:
@@ -60,8 +58,8 @@ class Bench:
     def segments(self) -> list[str]:
         return [name for name in self._storage.names() if name.endswith(".segment")]
 
-    def build(self, payload: bytes = SMALL) -> BuiltRecord:
-        return self.journal.build(payload, 1, 0, RULES_VERSION)
+    def build(self) -> BuiltRecord:
+        return self.journal.build(PAYLOAD, 1, 0, RULES_VERSION)
 
     def done(self, error: BaseException | None) -> None:
         assert threading.current_thread() is threading.main_thread(), "told on the loop's thread"
@@ -128,28 +126,26 @@ async def test_the_thread_hands_over_a_failure_of_the_disk_and_ours() -> None:
 
 
 @pytest.mark.asyncio
-async def test_the_choice_goes_by_size_by_the_disk_and_by_room() -> None:
+async def test_the_choice_goes_by_the_disk_and_by_room() -> None:
     bench = Bench()
     clock = StandingClock()
     committer = AdaptiveCommitter(bench.journal, asyncio.get_running_loop(), clock)
 
-    async def thread_of(payload: bytes) -> str:
-        if not committer.commit(bench.build(payload), bench.done):
+    async def thread_of() -> str:
+        if not committer.commit(bench.build(), bench.done):
             assert await bench.wait() is None
         return bench.threads[-1]
 
     main = threading.main_thread().name
-    assert await thread_of(SMALL) == main
-    assert await thread_of(LARGE) == "commit", "a large batch lets the next one form"
-    assert await thread_of(SMALL) == main
-    clock.step_ns = 100 * INLINE_SYNC_NS_MAX
-    assert await thread_of(SMALL) == main, "not known yet"
-    assert await thread_of(SMALL) == "commit", "a slow disk does not stop the loop"
+    assert await thread_of() == main
+    clock.step_ns = 100 * INLINE_COMMIT_NS_MAX
+    assert await thread_of() == main, "not known yet"
+    assert await thread_of() == "commit", "a slow disk does not stop the loop"
     clock.step_ns = 0
     for _ in range(40):
-        await thread_of(SMALL)
-    assert await thread_of(SMALL) == main, "it is quick again"
-    while await thread_of(SMALL) == main:
+        await thread_of()
+    assert await thread_of() == main, "it is quick again"
+    while await thread_of() == main:
         assert len(bench.segments()) == 1
     assert len(bench.segments()) == 2, "a new segment is begun on the thread"
     committer.close()
