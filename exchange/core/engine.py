@@ -8,7 +8,7 @@ from hashlib import blake2b
 from typing import NamedTuple, Self
 
 from exchange.core.hot import BUILD, Hot
-from exchange.core.reference import KeyState, Reference
+from exchange.core.reference import KeyState, Reference, SessionState
 
 __all__ = ["BUILD", "RULES_VERSION", "Batch", "Engine", "KeyState", "SessionState"]
 
@@ -24,21 +24,6 @@ class Batch(NamedTuple):
     commands: bytes
     events: bytes
     events_crc: int
-
-
-class SessionState(NamedTuple):
-    """What the engine knows of a session; speculative until its last command is durable."""
-
-    participant_id: int
-    roles: int
-    connection: int
-    is_connected: bool
-    last_client_number: int
-    next_number: int
-    highest_client_order_id: int
-    cancel_on_disconnect: int
-    cancel_grace_ms: int
-    key_id: int
 
 
 class Engine:
@@ -102,7 +87,7 @@ class Engine:
 
     def session(self, session_id: int) -> SessionState:
         """State of an existing session."""
-        return SessionState(*self.hot.session(session_id))
+        return self._reference.session(session_id)
 
     @property
     def session_count(self) -> int:

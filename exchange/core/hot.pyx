@@ -68,7 +68,6 @@ cdef enum:
     FIRST_LATER_FIELD = 11       # of NewOrder: from here on, laid out for order types to come
     BUDGET_NOT_MEASURED = 65535
     ENTRY_HEAD = 40
-    ORDER_WORDS = 14
 
 # One place says what the numbers mean; this unit only repeats those that it computes with.
 assert (BUY, SELL) == (codes.Side.BUY, codes.Side.SELL)

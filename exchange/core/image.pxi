@@ -44,7 +44,7 @@ cdef int words_next_all(Words* words, int64_t* values, int count) except -1:
 
 
 cdef int save_counters(State* s, Words* words) except -1:
-    cdef int64_t[12] values
+    cdef int64_t[11] values
     values[0] = s.sequence
     values[1] = s.time_ns
     values[2] = s.next_order_id
@@ -56,15 +56,14 @@ cdef int save_counters(State* s, Words* words) except -1:
     values[8] = s.pending.client_time_ns
     values[9] = <int64_t>s.by_order_id.seed
     values[10] = s.currency_count
-    values[11] = 0
-    words_add_all(words, values, 12)
+    words_add_all(words, values, 11)
     words_add_all(words, &s.limits.accounts_max, 8)
     return words_add_all(words, s.outside, <int>s.currency_count)
 
 
 cdef int restore_counters(State* s, Words* words) except -1:
-    cdef int64_t[12] values
-    words_next_all(words, values, 12)
+    cdef int64_t[11] values
+    words_next_all(words, values, 11)
     s.sequence = values[0]
     s.time_ns = values[1]
     s.next_order_id = values[2]
@@ -248,7 +247,9 @@ cdef int save_orders(State* s, Words* words) except -1:
     cdef uint32_t i, slot
     cdef int side
     cdef int32_t level
-    words_add(words, s.open_order_count)
+    cdef bint is_pending = s.pending.kind == PENDING_ORDER
+    # A pending order that may rest is open already, and does not rest yet.
+    words_add(words, s.open_order_count - (is_pending and s.orders[s.pending.slot].is_open))
     for i in range(1, s.instrument_count + 1):
         for side in range(2):
             for level in range(<int32_t>s.instruments[i].sides[side].count - 1, -1, -1):
@@ -256,7 +257,7 @@ cdef int save_orders(State* s, Words* words) except -1:
                 while slot != 0:
                     save_order(s, slot, words)
                     slot = s.orders[slot].level_next
-    if s.pending.kind == PENDING_ORDER:
+    if is_pending:
         save_order(s, s.pending.slot, words)
     return 0
 
@@ -264,11 +265,7 @@ cdef int save_orders(State* s, Words* words) except -1:
 cdef int restore_orders(State* s, Words* words) except -1:
     cdef int64_t i, resting = words_next(words)
     cdef uint32_t slot
-    cdef Order* order
     slots = []
-    if s.pending.kind == PENDING_ORDER:
-        # The pending order comes last, and it is among the open ones only when it may rest.
-        resting = (words.count - words.position) // ORDER_WORDS - 1
     for i in range(resting):
         slot = restore_order(s, words)
         book_insert(s, slot)

@@ -18,7 +18,7 @@ from protocol import admin, records, transport
 from protocol.base import Message
 from protocol.codes import EventKind, Phase, RejectCode, Role
 
-__all__ = ["KeyState", "Reference"]
+__all__ = ["KeyState", "Reference", "SessionState"]
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(
@@ -50,6 +50,21 @@ class KeyState(NamedTuple):
     roles: int
 
 
+class SessionState(NamedTuple):
+    """What the engine knows of a session; speculative until its last command is durable."""
+
+    participant_id: int
+    roles: int
+    connection: int
+    is_connected: bool
+    last_client_number: int
+    next_number: int
+    highest_client_order_id: int
+    cancel_on_disconnect: int
+    cancel_grace_ms: int
+    key_id: int
+
+
 class Refused(NamedTuple):
     """Why an admin command has no effect."""
 
@@ -67,8 +82,7 @@ class Names(msgspec.Struct):
 
     venue: str = ""
     rules_version: int = 0
-    participants_max: int = 0
-    keys_max: int = 0
+    bounds: dict[str, int] = {}
     participants: list[str] = []
     accounts: list[tuple[int, str]] = []
     keys: list[tuple[bytes, int, int]] = []
@@ -84,7 +98,6 @@ class Reference:
     def __init__(self) -> None:
         self.hot = Hot(self.apply)
         self.names = Names()
-        self._max: dict[str, int] = {}
         self._handlers: dict[type[Message], Callable[[Any], int | Refused]] = {
             admin.Participant: self._participant,
             admin.Account: self._account,
@@ -131,8 +144,7 @@ class Reference:
         names = self.names
         names.venue = m.venue
         names.rules_version = m.rules_version
-        names.participants_max = m.participants_max
-        names.keys_max = m.keys_max
+        names.bounds = {name: getattr(m, name) for name in limits.GENESIS_CEILINGS}
         bounds = (
             m.accounts_max,
             m.instruments_max,
@@ -167,23 +179,27 @@ class Reference:
             self.session_ids[participant, m.session] = known
             self._session_counts[participant] += 1
         hot.connect(known, m.key_id, roles, m.cancel_on_disconnect, m.cancel_grace_ms)
-        state = hot.session(known)
+        state = self.session(known)
         assert known == session, "the envelope names another session"
-        assert state[2] == connection, "the envelope names another connection"
+        assert state.connection == connection, "the envelope names another connection"
         accepted = transport.LogOnAccepted(
             sequence=hot.sequence,
             time_ns=hot.time_ns,
             session_id=session,
             connection=connection,
-            next_number=state[5],
-            last_client_number=state[4],
-            highest_client_order_id=state[6],
+            next_number=state.next_number,
+            last_client_number=state.last_client_number,
+            highest_client_order_id=state.highest_client_order_id,
             keepalive_ms=m.keepalive_ms,
             cancel_on_disconnect=m.cancel_on_disconnect,
             cancel_grace_ms=m.cancel_grace_ms,
             minor=m.minor,
         )
-        hot.answer(session, connection, state[5], _encode(accepted))
+        hot.answer(session, connection, state.next_number, _encode(accepted))
+
+    def session(self, session_id: int) -> SessionState:
+        """State of an existing session."""
+        return SessionState(*self.hot.session(session_id))
 
     def _check_connect(self, m: records.Connect, known: int) -> Refused | None:
         """Roles, numbers, room; field indexes are those of the client's LogOn."""
@@ -191,11 +207,11 @@ class Reference:
         if not roles:
             return Refused(RejectCode.UNKNOWN_KEY, 3)
         if known:
-            state = self.hot.session(known)
-            next_number, held_by, held_roles = state[5], state[9], state[1]
+            state = self.session(known)
             # A weaker key of the same firm must not take a session over and disarm it.
-            if held_by != m.key_id and held_roles & ~roles:
+            if state.key_id != m.key_id and state.roles & ~roles:
                 return Refused(RejectCode.NOT_PERMITTED, 4)
+            next_number = state.next_number
         else:
             next_number = 1
         if m.next_number > next_number:
@@ -204,7 +220,7 @@ class Reference:
             return None
         if self._session_counts[participant] >= limits.SESSIONS_PER_PARTICIPANT_MAX:
             return Refused(RejectCode.SESSION_LIMIT, 4, limits.SESSIONS_PER_PARTICIPANT_MAX)
-        sessions_max = self.hot.limits()[2]
+        sessions_max = self.names.bounds["sessions_max"]
         if self.hot.session_count >= sessions_max:
             return Refused(RejectCode.SESSION_LIMIT, 4, sessions_max)
         return None
@@ -215,7 +231,7 @@ class Reference:
         handler = self._handlers[type(message)]
         tag = type(message).__struct_config__.tag
         assert isinstance(tag, int), "every message has an integer tag"
-        if self.hot.session(session)[1] & Role.ADMIN:
+        if self.session(session).roles & Role.ADMIN:
             outcome = handler(message)
         else:
             outcome = Refused(RejectCode.NOT_PERMITTED, 0)
@@ -231,8 +247,8 @@ class Reference:
         taken = self.participant_ids.get(m.name)
         if taken:
             return Refused(RejectCode.DUPLICATE_NAME, 1, taken)
-        if len(names.participants) >= names.participants_max:
-            return Refused(RejectCode.CAPACITY, 0, names.participants_max)
+        if len(names.participants) >= names.bounds["participants_max"]:
+            return Refused(RejectCode.CAPACITY, 0, names.bounds["participants_max"])
         names.participants.append(m.name)
         self.participant_ids[m.name] = len(names.participants)
         return len(names.participants)
@@ -246,7 +262,7 @@ class Reference:
             return Refused(RejectCode.DUPLICATE_NAME, 2, taken)
         if self._is_full_of_currencies(m.currency):
             return Refused(RejectCode.CAPACITY, 3, limits.CURRENCIES_MAX)
-        accounts_max = self.hot.limits()[0]
+        accounts_max = names.bounds["accounts_max"]
         if len(names.accounts) >= accounts_max:
             return Refused(RejectCode.CAPACITY, 0, accounts_max)
         account = self.hot.add_account(m.participant_id, self._currency(m.currency))
@@ -283,8 +299,8 @@ class Reference:
             names.keys[known - 1] = (m.public_key, m.participant_id, m.roles)
             self.hot.set_key_roles(known, m.roles)
             return known
-        if len(names.keys) >= names.keys_max:
-            return Refused(RejectCode.CAPACITY, 0, names.keys_max)
+        if len(names.keys) >= names.bounds["keys_max"]:
+            return Refused(RejectCode.CAPACITY, 0, names.bounds["keys_max"])
         names.keys.append((m.public_key, m.participant_id, m.roles))
         self.key_ids[m.public_key] = len(names.keys)
         return len(names.keys)
@@ -298,7 +314,7 @@ class Reference:
             return Refused(RejectCode.UNSUPPORTED_VALUE, 2)
         if self._is_full_of_currencies(m.currency):
             return Refused(RejectCode.CAPACITY, 4, limits.CURRENCIES_MAX)
-        events_max = self.hot.limits()[1]
+        events_max = names.bounds["instruments_max"]
         if len(names.events) >= events_max:
             return Refused(RejectCode.CAPACITY, 0, events_max)
         names.events.append((m.symbol, m.kind, m.title, self._currency(m.currency), 0))
@@ -320,7 +336,7 @@ class Reference:
             return refused
         if not 1 <= m.quantity_step <= limits.QUANTITY_STEP_MAX:
             return Refused(RejectCode.INVALID_VALUE, 7, limits.QUANTITY_STEP_MAX)
-        instruments_max = self.hot.limits()[1]
+        instruments_max = names.bounds["instruments_max"]
         if len(names.instruments) >= instruments_max:
             return Refused(RejectCode.CAPACITY, 0, instruments_max)
         instrument = self.hot.add_instrument(

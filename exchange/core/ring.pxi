@@ -356,11 +356,6 @@ cdef class Hot:
         cdef Account* account = account_at(self.state, account_id)
         return account.cash, account.requirement, account.transfer_id, account.currency
 
-    def limits(self) -> tuple[int, ...]:
-        """The limits that `configure` set, in the same order."""
-        cdef int64_t* values = &self.state.limits.accounts_max
-        return tuple([values[i] for i in range(8)])
-
     def deposited(self, uint32_t currency) -> int:
         return -self.state.outside[currency]
 

@@ -322,5 +322,5 @@ def test_digest_is_that_of_rules_version_1(hash_seed: str) -> None:
     assert result.stdout.split() == [GOLDEN_DIGEST, GOLDEN_BOOK_DIGEST]
 
 
-GOLDEN_DIGEST = "b3c750a03233f3d18ca61e102d684b512249aaf43e2d855e73c29f40f23fb8f1"
+GOLDEN_DIGEST = "8143c689b2f722c84595d2628ace8c2bc3734839f1eadf946bdf47f66b8c4309"
 GOLDEN_BOOK_DIGEST = "beefdea6beb609f59e3712250edcdbfa8b218f1691410078bde9d338435918a2"
