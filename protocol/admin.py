@@ -9,7 +9,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from protocol.base import I62, U32, U62, Message, Name, Text
+from protocol.base import I62, U16, U32, U62, Message, Name, Text
 from protocol.order_entry import Report
 
 __all__ = [
@@ -66,6 +66,7 @@ class Event(Message, frozen=True, tag=33):
     kind: U32
     title: Text
     currency: Currency
+    channel: U16 = 1
 
 
 class Instrument(Message, frozen=True, tag=34):

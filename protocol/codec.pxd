@@ -19,6 +19,14 @@ cdef enum:
     ORDER_EXPIRED = 84
     ORDER_FILLED = 85
     CANCEL_REJECTED = 86
+    # Tags of protocol/market_data.py: what everybody sees of an order has other tags than reports.
+    PUBLIC_STATUS = 112
+    PUBLIC_ADDED = 113
+    PUBLIC_EXECUTED = 114
+    PUBLIC_REDUCED = 115
+    PUBLIC_DELETED = 116
+    PUBLIC_REPLACED = 117
+    PUBLIC_TRADE = 118
     # Sizes.
     FRAME_HEADER_SIZE = 24
     HOT_FIELD_COUNT_MAX = 18
@@ -57,7 +65,8 @@ cdef struct FrameHeader:
 # Fills `out` when it returns DECODED; reads nothing beyond data[size].
 cdef int decode_command(const uint8_t* data, Py_ssize_t size, HotCommand* out) noexcept nogil
 
-# Writes one report ([tag, fields...]) as msgspec would; returns its size (at most REPORT_SIZE_MAX).
+# Writes one report or public message ([tag, fields...]) as msgspec would; returns its size (at
+# most REPORT_SIZE_MAX).
 cdef Py_ssize_t encode_report(
     uint8_t* out, int64_t tag, const int64_t* fields, int count
 ) noexcept nogil

@@ -157,6 +157,9 @@ class RejectCode(IntEnum):
     # Venue.
     SHUTTING_DOWN = 80
     DISK_LOW = 81
+    THROTTLED = 82
+    BACK_PRESSURE = 83
+    IMAGE_IN_PROGRESS = 84
 
 
 class TerminateCode(IntEnum):

@@ -6,7 +6,7 @@ who reads them. The length is 16 bits wide: hostile input is bounded by construc
 is judged as soon as its 24 bytes are there. Page: spec/transport.md.
 
 Numbers travel in the header: a numbered frame (`SEQUENCED`) carries its own, every other frame
-the next one that its sender will use. `flags` is 0 and ignored by receivers.
+the next one that its sender will use. Receivers ignore flags that they do not know.
 """
 
 import struct
@@ -20,6 +20,7 @@ __all__ = [
     "CLIENT_FRAME_SIZE_MAX",
     "HEADER",
     "HEADER_SIZE",
+    "REPLAYED",
     "SEQUENCED",
     "SESSION",
     "UNSEQUENCED",
@@ -47,7 +48,10 @@ SESSION: Final = 1
 SEQUENCED: Final = 2
 """Frame kind: a command or a report, numbered."""
 UNSEQUENCED: Final = 3
-"""Frame kind: the gateway about a command, not numbered."""
+"""Frame kind: the gateway about commands and state, not numbered."""
+
+REPLAYED: Final = 1
+"""Frame flag, venue: a report from before the log-on, sent because the client asked for it."""
 
 
 class Frame(NamedTuple):
@@ -62,11 +66,16 @@ class Frame(NamedTuple):
 
 
 def encode_frame(
-    kind: int, number: int, payload: bytes, send_time_ns: int = 0, match_lag_ns: int = 0
+    kind: int,
+    number: int,
+    payload: bytes,
+    send_time_ns: int = 0,
+    match_lag_ns: int = 0,
+    flags: int = 0,
 ) -> bytes:
     """Put the header before `payload`; the caller keeps to the frame limit of its direction."""
     length = HEADER_SIZE + len(payload)
-    return HEADER.pack(length, kind, 0, number, send_time_ns, match_lag_ns) + payload
+    return HEADER.pack(length, kind, flags, number, send_time_ns, match_lag_ns) + payload
 
 
 class FrameReader:

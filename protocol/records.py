@@ -19,6 +19,7 @@ __all__ = [
     "EVENT_HEAD",
     "FROM_CLIENT",
     "FROM_VENUE",
+    "MARKET_DATA",
     "REPORT",
     "SESSION",
     "Connect",
@@ -46,6 +47,8 @@ REPORT: Final = 1
 """Event kind: on the session's private stream, numbered."""
 SESSION: Final = 2
 """Event kind: answer to a log-on; not numbered, its number is the next one of the stream."""
+MARKET_DATA: Final = 3
+"""Event kind: public, numbered in its channel; session and connection are 0."""
 
 
 class Genesis(Message, frozen=True, tag=50):
@@ -64,6 +67,7 @@ class Genesis(Message, frozen=True, tag=50):
     orders_per_account_max: U32
     levels_per_side_max: U32
     work_per_command_max: U32
+    epoch: U62
 
 
 class Connect(Message, frozen=True, tag=51):

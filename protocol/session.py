@@ -110,6 +110,7 @@ class Connection:
         "_reader",
         "_sent_ns",
         "_takes_numbered",
+        "_wanted",
         "duplicate_count",
         "ended",
         "ended_by",
@@ -146,6 +147,7 @@ class Connection:
         self._forms = FORMS[party]
         self._payload_size_max = _FRAME_SIZE_MAX[party] - HEADER_SIZE
         self._outbox: list[bytes] = []
+        self._wanted = 0
         self._now_ns = self._opened_ns = self._heard_ns = self._sent_ns = now_ns
         self._enter(State.CONNECTED)
 
@@ -205,11 +207,14 @@ class Connection:
 
     # Outbound.
 
-    def send(self, message: Message, now_ns: int) -> int:
+    def send(self, message: Message, now_ns: int, next_number: int = 0) -> int:
         """Queue a message; return the number of its frame, 0 when it has none.
 
-        Raises LocalProtocolError when the message is not ours to send, or not in this state.
+        With `LogOnAccepted` goes the number of the report that will be sent first: at most the
+        head of the stream, which the message says, and less when reports are replayed; 0 is the
+        head. Raises LocalProtocolError when the message is not ours to send, or not in this state.
         """
+        assert not next_number or type(message) is LogOnAccepted, "only a log-on starts a stream"
         target = self._may_send.get(type(message))
         if target is None:
             raise LocalProtocolError(
@@ -224,7 +229,7 @@ class Connection:
             )
         self._note(now_ns)
         if target is not self.state:
-            self._apply(message, self.party)
+            self._apply(message, self.party, next_number)
             self._enter(target)
         kind = self._forms[type(message)].kind
         number = self.next_number
@@ -326,7 +331,7 @@ class Connection:
             if isinstance(message, LogOn) and (rejected := self._check_log_on(message)):
                 self.send(rejected, self._now_ns)
                 return None
-            self._apply(message, self._peer)
+            self._apply(message, self._peer, frame.number)
             self._enter(target)
         return Received(message, frame)
 
@@ -383,28 +388,36 @@ class Connection:
             return _log_on_rejected(out_of_range, "cancel_grace_ms", CANCEL_GRACE_MS_MAX)
         return None
 
-    def _apply(self, message: Message, sender: Party) -> None:
-        """Take over what a message that changes the state says."""
+    def _apply(self, message: Message, sender: Party, number: int) -> None:
+        """Take over what a message that changes the state says, in a frame with `number`."""
         if isinstance(message, Hello):
             self.hello = message
+        elif isinstance(message, LogOn):
+            self._wanted = message.next_number
         elif isinstance(message, LogOnAccepted):
-            self._agree(message)
+            self._agree(message, number)
         elif isinstance(message, Terminate | LogOnRejected):
             self.ended = message
             self.ended_by = sender
 
-    def _agree(self, accepted: LogOnAccepted) -> None:
-        """Start both directions where the venue says, with the keepalive that it says."""
-        if accepted.next_number == 0 or not (
-            KEEPALIVE_MS_MIN <= accepted.keepalive_ms <= KEEPALIVE_MS_MAX
-        ):
-            text = "the log-on was accepted with a number or a keepalive out of range"
-            if self.party is Party.VENUE:
-                raise LocalProtocolError(text)
-            raise RemoteProtocolError(TerminateCode.PROTOCOL_VIOLATION, text)
-        self.keepalive_ms = accepted.keepalive_ms
-        venue_next, client_next = accepted.next_number, accepted.last_client_number + 1
+    def _agree(self, accepted: LogOnAccepted, first_number: int) -> None:
+        """Start both directions where the venue says, with the keepalive that it says.
+
+        `first_number` is that of the first report on this connection: the one that was wanted, a
+        later one when those between are not to be had, the head when none was wanted.
+        """
         is_client = self.party is Party.CLIENT
+        head = accepted.next_number
+        lowest = self._wanted or head
+        venue_next = first_number if is_client else first_number or head
+        is_keepalive_valid = KEEPALIVE_MS_MIN <= accepted.keepalive_ms <= KEEPALIVE_MS_MAX
+        if not (is_keepalive_valid and 1 <= lowest <= venue_next <= head):
+            text = "the log-on was accepted with a number or a keepalive out of range"
+            if is_client:
+                raise RemoteProtocolError(TerminateCode.PROTOCOL_VIOLATION, text)
+            raise LocalProtocolError(text)
+        self.keepalive_ms = accepted.keepalive_ms
+        client_next = accepted.last_client_number + 1
         self.next_number = client_next if is_client else venue_next
         self.last_received = (venue_next if is_client else client_next) - 1
 

@@ -16,12 +16,11 @@ from protocol.transport import (
     LogOnAccepted,
     LogOnRejected,
     LogOut,
-    NotApplied,
-    SessionReject,
+    StateRequest,
     Terminate,
     VenueHeartbeat,
 )
-from protocol.wire import Command, VenueReport
+from protocol.wire import Command, VenueNotice, VenueReport
 
 __all__ = ["FORMS", "ROWS", "TRANSITIONS", "Form", "Party", "State", "Step"]
 
@@ -48,7 +47,7 @@ class Step(Enum):
     """What can happen on a connection: the messages, as far as the session layer tells them apart.
 
     A command is any numbered message of a client, a report any numbered one of the venue; a
-    notice is the gateway's word about commands.
+    notice is the gateway's word about commands, or a part of a state image.
     """
 
     HELLO = "hello"
@@ -56,6 +55,7 @@ class Step(Enum):
     LOG_ON_ACCEPTED = "log-on accepted"
     LOG_ON_REJECTED = "log-on rejected"
     HEARTBEAT = "heartbeat"
+    STATE_REQUEST = "state request"
     COMMAND = "command"
     REPORT = "report"
     NOTICE = "notice"
@@ -72,6 +72,7 @@ TRANSITIONS: Final[dict[Party, dict[State, dict[Step, State]]]] = {
         State.AUTHENTICATING: {Step.TERMINATE: State.CLOSED},
         State.ESTABLISHED: {
             Step.HEARTBEAT: State.ESTABLISHED,
+            Step.STATE_REQUEST: State.ESTABLISHED,
             Step.COMMAND: State.ESTABLISHED,
             Step.LOG_OUT: State.CLOSING,
             Step.TERMINATE: State.CLOSED,
@@ -109,6 +110,7 @@ FORMS: Final[dict[Party, dict[type, Form]]] = {
         LogOn: Form(Step.LOG_ON, SESSION),
         LogOut: Form(Step.LOG_OUT, SESSION),
         Heartbeat: Form(Step.HEARTBEAT, SESSION),
+        StateRequest: Form(Step.STATE_REQUEST, SESSION),
         Terminate: Form(Step.TERMINATE, SESSION),
         **dict.fromkeys(Command.__args__, Form(Step.COMMAND, SEQUENCED)),
     },
@@ -118,8 +120,7 @@ FORMS: Final[dict[Party, dict[type, Form]]] = {
         LogOnRejected: Form(Step.LOG_ON_REJECTED, SESSION),
         VenueHeartbeat: Form(Step.HEARTBEAT, SESSION),
         Terminate: Form(Step.TERMINATE, SESSION),
-        NotApplied: Form(Step.NOTICE, UNSEQUENCED),
-        SessionReject: Form(Step.NOTICE, UNSEQUENCED),
+        **dict.fromkeys(VenueNotice.__args__, Form(Step.NOTICE, UNSEQUENCED)),
         **dict.fromkeys(VenueReport.__args__, Form(Step.REPORT, SEQUENCED)),
     },
 }

@@ -4,14 +4,16 @@ Not numbered and not journaled as they stand; a log-on becomes the sequenced `Co
 `protocol.records`. Page: spec/transport.md.
 """
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from msgspec import Meta
 
-from protocol.base import U8, U16, U32, U62, Message, Name, Text
+from protocol.base import I62, U8, U16, U32, U62, Message, Name, Text
 from protocol.order_entry import Report
 
 __all__ = [
+    "ROWS_MAX",
+    "BalanceRow",
     "Heartbeat",
     "Hello",
     "LogOn",
@@ -20,15 +22,24 @@ __all__ = [
     "LogOut",
     "Nonce",
     "NotApplied",
+    "OrderRow",
+    "PositionRow",
     "SessionName",
     "SessionReject",
     "Signature",
+    "StateBalances",
+    "StateEnd",
+    "StateOrders",
+    "StatePositions",
+    "StateRequest",
     "Terminate",
     "VenueHeartbeat",
 ]
 
 Nonce = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Signature = Annotated[bytes, Meta(min_length=64, max_length=64)]
+ROWS_MAX: Final = 256
+"""Rows of one message of a state image: with the longest numbers it still fits a frame."""
 SessionName = Annotated[str, Meta(min_length=1, max_length=16, pattern=r"^[A-Za-z0-9._:-]+\Z")]
 
 
@@ -58,6 +69,10 @@ class Heartbeat(Message, frozen=True, tag=3):
     """Sent by a client that has been idle; `last_number` is the highest number it has received."""
 
     last_number: U62 = 0
+
+
+class StateRequest(Message, frozen=True, tag=4):
+    """Ask for the state image: the session's orders, the participant's positions and balances."""
 
 
 class Hello(Report, frozen=True, tag=64):
@@ -132,3 +147,51 @@ class SessionReject(Report, frozen=True, tag=70):
     field: U16
     retry_after_ns: U62
     text: Text
+
+
+OrderRow = tuple[U62, U62, U62, U62, U62, I62, U62, U62, U62, U62]
+"""order_id, client_order_id, instrument_id, account_id, side, price, leaves_quantity,
+cumulative_quantity, time_in_force, expire_time_ns."""
+PositionRow = tuple[U62, U62, I62]
+"""account_id, instrument_id, position (signed quantity)."""
+BalanceRow = tuple[U62, I62, U62]
+"""account_id, cash, requirement."""
+
+_ROWS = Meta(max_length=ROWS_MAX)
+
+
+class StateOrders(Report, frozen=True, tag=71):
+    """Part of a state image: resting orders of the session, in order of entry."""
+
+    sequence: U62
+    rows: Annotated[list[OrderRow], _ROWS]
+
+
+class StatePositions(Report, frozen=True, tag=72):
+    """Part of a state image: positions that are not 0, of all accounts of the participant."""
+
+    sequence: U62
+    rows: Annotated[list[PositionRow], _ROWS]
+
+
+class StateBalances(Report, frozen=True, tag=73):
+    """Part of a state image: all accounts of the participant."""
+
+    sequence: U62
+    rows: Annotated[list[BalanceRow], _ROWS]
+
+
+class StateEnd(Report, frozen=True, tag=74):
+    """The image is whole: how many rows, and as of which command and which report.
+
+    Reports below `next_number` are in the image, those from it on are not.
+    """
+
+    sequence: U62
+    time_ns: U62
+    next_number: U62
+    last_client_number: U62
+    highest_client_order_id: U62
+    order_count: U62
+    position_count: U62
+    balance_count: U62

@@ -27,6 +27,7 @@ from protocol.admin import (
 from protocol.codes import RejectCode
 from protocol.errors import MessageError
 from protocol.framing import SEQUENCED, SESSION, UNSEQUENCED
+from protocol.market_data import MarketDataMessage
 from protocol.order_entry import (
     CancelOrder,
     CancelRejected,
@@ -48,6 +49,11 @@ from protocol.transport import (
     LogOut,
     NotApplied,
     SessionReject,
+    StateBalances,
+    StateEnd,
+    StateOrders,
+    StatePositions,
+    StateRequest,
     Terminate,
     VenueHeartbeat,
 )
@@ -64,6 +70,7 @@ __all__ = [
     "VenueSessionMessage",
     "decode_client",
     "decode_command",
+    "decode_market_data",
     "decode_venue",
     "encode",
     "peek_tag",
@@ -88,7 +95,7 @@ Command = (
     | Halt
     | Resume
 )
-ClientSessionMessage = LogOn | LogOut | Heartbeat | Terminate
+ClientSessionMessage = LogOn | LogOut | Heartbeat | StateRequest | Terminate
 ClientMessage = Command | ClientSessionMessage
 VenueReport = (
     OrderAccepted
@@ -102,7 +109,7 @@ VenueReport = (
     | AdminRejected
 )
 VenueSessionMessage = Hello | LogOnAccepted | LogOnRejected | VenueHeartbeat | Terminate
-VenueNotice = NotApplied | SessionReject
+VenueNotice = NotApplied | SessionReject | StateOrders | StatePositions | StateBalances | StateEnd
 VenueMessage = VenueReport | VenueSessionMessage | VenueNotice
 
 encode: Final = msgspec.msgpack.Encoder().encode
@@ -113,6 +120,7 @@ _CLIENT_SESSION: Final[Decoder[ClientSessionMessage]] = Decoder(ClientSessionMes
 _VENUE_REPORT: Final[Decoder[VenueReport]] = Decoder(VenueReport)
 _VENUE_SESSION: Final[Decoder[VenueSessionMessage]] = Decoder(VenueSessionMessage)
 _VENUE_NOTICE: Final[Decoder[VenueNotice]] = Decoder(VenueNotice)
+_MARKET_DATA: Final[Decoder[MarketDataMessage]] = Decoder(MarketDataMessage)
 
 _BAD_INPUT: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for bytes: its own errors, for a text that is not UTF-8 the codec's, and for
@@ -128,7 +136,7 @@ _TAG_MAX: Final = 2**16 - 1
 
 _CLASSES: Final[dict[int, type[msgspec.Struct]]] = {
     message.__struct_config__.tag: message
-    for union in (ClientMessage, VenueMessage)
+    for union in (ClientMessage, VenueMessage, MarketDataMessage)
     for message in union.__args__
 }
 _FIELD: Final = re.compile(r"at `\$\[(\d+)\]")
@@ -164,6 +172,14 @@ def decode_venue(kind: int, payload: bytes) -> VenueMessage:
             return _VENUE_SESSION.decode(payload)
         assert kind == UNSEQUENCED, "the frame reader lets no other kind through"
         return _VENUE_NOTICE.decode(payload)
+    except _BAD_INPUT as error:
+        raise _message_error(payload, error) from None
+
+
+def decode_market_data(payload: bytes) -> MarketDataMessage:
+    """Decode a public message, as it is in a packet's block. Raises MessageError."""
+    try:
+        return _MARKET_DATA.decode(payload)
     except _BAD_INPUT as error:
         raise _message_error(payload, error) from None
 

@@ -17,6 +17,7 @@ from protocol.transport import (
     LogOnRejected,
     LogOut,
     NotApplied,
+    StateRequest,
     Terminate,
     VenueHeartbeat,
 )
@@ -33,6 +34,7 @@ MESSAGES: Final[dict[Party, dict[Step, Any]]] = {
     Party.CLIENT: {
         Step.LOG_ON: LOG_ON,
         Step.HEARTBEAT: Heartbeat(0),
+        Step.STATE_REQUEST: StateRequest(),
         Step.COMMAND: ORDER,
         Step.LOG_OUT: LogOut(),
         Step.TERMINATE: Terminate(TerminateCode.SHUTDOWN, ""),

@@ -8,8 +8,10 @@ is checked by placing inputs and outputs directly before a page that must not be
 import ctypes
 import itertools
 import mmap
+import re
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from random import Random
 from struct import Struct
 from typing import Final, TypeAlias
@@ -19,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol import codec
+from protocol import codec, market_data
 from protocol.base import NUMBER_MAX
 from protocol.framing import HEADER
 from protocol.order_entry import (
@@ -47,7 +49,12 @@ REPORTS: Final = (
     *(OrderAccepted, OrderRejected, OrderReplaced, OrderCanceled, OrderExpired, OrderFilled),
     CancelRejected,
 )
-HOT: Final = COMMANDS + REPORTS
+PUBLIC: Final = (
+    *(market_data.InstrumentStatus, market_data.OrderAdded, market_data.OrderExecuted),
+    *(market_data.OrderReduced, market_data.OrderDeleted, market_data.OrderReplaced),
+    market_data.Trade,
+)
+HOT: Final = COMMANDS + REPORTS + PUBLIC
 REPORT_SIZE_MAX: Final = 160
 """As codec.pxd says."""
 
@@ -393,6 +400,26 @@ def test_frame_header_has_24_bytes() -> None:
             codec.encode_frame_header(fields)
 
 
+# -- Tags
+
+
+def test_the_tags_of_the_c_interface_are_those_of_the_messages() -> None:
+    """The compiled core writes messages by these numbers; no decoder could say they are wrong."""
+    text = Path(codec.__file__).with_name("codec.pxd").read_text()
+    section = text[text.index("# Tags.") : text.index("# Sizes.")]
+    found = {name: int(tag) for name, tag in re.findall(r"^ +([A-Z_]+) = (\d+)", section, re.M)}
+    expected = {upper_case(message): tag_of(message) for message in COMMANDS + REPORTS}
+    for message in PUBLIC:
+        words = upper_case(message).split("_")
+        expected[f"PUBLIC_{words[-1]}"] = tag_of(message)
+    assert found == expected
+
+
+def upper_case(message: type[msgspec.Struct]) -> str:
+    """OrderAdded: ORDER_ADDED."""
+    return "_".join(re.findall("[A-Z][a-z]+", message.__name__)).upper()
+
+
 # -- Memory: the C functions, called with memory that ends where a forbidden page begins
 
 DECODE_COMMAND: Final = ctypes.PYFUNCTYPE(
@@ -449,7 +476,7 @@ def test_decoding_reads_nothing_behind_the_payload(fence: int) -> None:
 
 def test_a_report_fits_its_buffer(fence: int) -> None:
     encode = ENCODE_REPORT(c_function_address("encode_report"))
-    for message in REPORTS:
+    for message in REPORTS + PUBLIC:
         for value in BOUNDARIES:
             count = len(message.__struct_fields__)
             fields = (ctypes.c_int64 * count)(*[value] * count)

@@ -18,14 +18,16 @@ from protocol.framing import (
 )
 from protocol.session import Connection, Party, State
 from protocol.states import FORMS, ROWS, TRANSITIONS
-from protocol.transport import LogOut, SessionReject, Terminate
+from protocol.transport import LogOut, SessionReject, StatePositions, StateRequest, Terminate
 from protocol.wire import encode
 from tests.protocol.machines import MESSAGES, MS, ORDER, REPORT, START, pair_in
 
 # Both ends, in any order of events.
 
 ACTIONS: Final = st.one_of(
-    st.tuples(st.sampled_from(["order", "report", "log out", "tick", "notice"]), st.just(0)),
+    st.tuples(
+        st.sampled_from(["order", "report", "log out", "tick", "notice", "state"]), st.just(0)
+    ),
     st.tuples(st.sampled_from(["to client", "to venue"]), st.integers(1, 500)),
     st.tuples(st.just("pass"), st.integers(1, 900)),
 )
@@ -63,6 +65,9 @@ class Wires:
             self.send(self.venue, REPORT)
         elif action == "notice":
             self.send(self.venue, SessionReject(1, 10, 20, 0, 0, ""))
+            self.send(self.venue, StatePositions(1, [(1, 1, -100)]))
+        elif action == "state":
+            self.send(self.client, StateRequest())
         elif action == "log out":
             self.send(self.client, LogOut())
         elif action == "to client":

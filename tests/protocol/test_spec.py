@@ -17,8 +17,21 @@ import pytest
 from msgspec import inspect
 
 import protocol
+from exchange.config import ThrottleSettings
 from exchange.core import limits as core_limits
-from protocol import admin, base, codes, framing, order_entry, records, session, transport
+from exchange.node import limits as node_limits
+from protocol import (
+    admin,
+    base,
+    codes,
+    framing,
+    market_data,
+    order_entry,
+    packets,
+    records,
+    session,
+    transport,
+)
 from protocol.states import TRANSITIONS, Party
 
 SPEC: Final = Path(str(protocol.__file__)).parent / "spec"
@@ -27,21 +40,29 @@ MODULES: Final[dict[str, ModuleType]] = {
     "order_entry": order_entry,
     "admin": admin,
     "records": records,
+    "market_data": market_data,
 }
-PAGES: Final = {name: (SPEC / f"{name}.md").read_text() for name in (*MODULES, "market_data")}
+PAGES: Final = {name: (SPEC / f"{name}.md").read_text() for name in MODULES}
+BORROWED: Final = {"market_data": ("transport", "admin")}
+"""Pages whose data types a page uses besides its own; by default those of transport."""
 
-LIMITS: Final = (base, framing, session, core_limits)
-"""Where the names in the tables of limits are looked up, the first that has it."""
+LIMITS: Final = (base, framing, session, transport, packets, core_limits, node_limits)
+"""Where the names in the tables of limits are looked up; all that have one must agree."""
 
 CONSTANTS: Final = {
     ("transport", "Frame kinds"): (framing, ("SESSION", "SEQUENCED", "UNSEQUENCED")),
     ("records", "Command kinds"): (records, ("FROM_CLIENT", "FROM_VENUE")),
-    ("records", "Event kinds"): (records, ("REPORT", "SESSION")),
+    ("transport", "Frame flags"): (framing, ("REPLAYED",)),
+    ("records", "Event kinds"): (records, ("REPORT", "SESSION", "MARKET_DATA")),
+    ("market_data", "Packet kinds"): (packets, ("DATA", "HEARTBEAT")),
+    ("market_data", "Block flags"): (packets, ("FIRST", "LAST")),
 }
 HEADS: Final = {
     ("transport", "Frame header"): framing.HEADER,
     ("records", "Command head"): records.COMMAND_HEAD,
     ("records", "Event head"): records.EVENT_HEAD,
+    ("market_data", "Packet header"): packets.PACKET_HEADER,
+    ("market_data", "Block head"): packets.BLOCK_HEAD,
 }
 STRUCT_LETTERS: Final = {"u8": "B", "u16": "H", "u32": "I", "u64": "Q"}
 VENUE_SENDS: Final = "venue"
@@ -125,15 +146,15 @@ def describe(kind: inspect.Type) -> tuple[str, str]:
             return "binary", f"{kind.min_length} bytes"
         case inspect.ListType(item_type=inspect.TupleType(item_types=items)):
             letters = ["i62" if describe(item)[1].startswith("-") else "u62" for item in items]
-            return "array", f"{kind.min_length} to {kind.max_length} of [{', '.join(letters)}]"
+            return "array", f"{kind.min_length or 0} to {kind.max_length} of [{', '.join(letters)}]"
     raise AssertionError(f"the pages have no word for {kind}")
 
 
 def types_of(pages: Pages, page: str) -> dict[str, tuple[str, str]]:
-    """Types that a page may use: its own and those of transport."""
+    """Types that a page may use: its own and those that it borrows."""
     return {
         row["type"]: (row["MessagePack"], row["bounds"])
-        for name in dict.fromkeys(("transport", page))
+        for name in dict.fromkeys((*BORROWED.get(page, ("transport",)), page))
         for one in tables(pages[name])
         if one.columns == ("type", "MessagePack", "bounds")
         for row in one.rows
@@ -212,7 +233,7 @@ def differences_of_tags(pages: Pages) -> Iterator[str]:
             if tag in owner:
                 yield f"transport.md: tag {tag} belongs to two pages"
             owner[tag] = (row["page"], row["sent by"].split(";")[0])
-    if set(MODULES) | {"market_data"} != {page for page, _ in owner.values()}:
+    if set(MODULES) != {page for page, _ in owner.values()}:
         yield "transport.md: the table of tags does not name every page"
     for page in MODULES:
         for heading, message in messages(page).items():
@@ -274,10 +295,10 @@ def differences_of_limits(pages: Pages) -> Iterator[str]:
         for row in (
             row for one in tables(pages[page]) if one.heading == "Limits" for row in one.rows
         ):
-            owner = next((module for module in LIMITS if hasattr(module, row["name"])), None)
-            value = getattr(owner, row["name"], None)
-            if value != number(row["value"]):
-                yield f"{page}.md: {row['name']} is {row['value']} here, {value} in the code"
+            name = row["name"]
+            values = {getattr(module, name) for module in LIMITS if hasattr(module, name)}
+            if values != {number(row["value"])}:
+                yield f"{page}.md: {name} is {row['value']} here, {values} in the code"
     genesis = table(pages, "records", "Genesis (tag 50)")
     ceilings = {
         row["name"]: number(row["notes"].split(";")[0].removeprefix("1 to "))
@@ -306,6 +327,14 @@ def differences_of_heads(pages: Pages) -> Iterator[str]:
     names = [row["name"] for row in table(pages, "transport", "Frame header").rows]
     if names != ["length", *framing.Frame._fields[:-1]]:
         yield f"transport.md: Frame header: names {names}"
+    rows = table(pages, "market_data", "Packet header").rows
+    names = [row["name"] for row in rows]
+    fields = [name for name in names if name not in ("magic", "version", "count")]
+    if names[:2] != ["magic", "version"] or fields != [*packets.Packet._fields[:-1]]:
+        yield f"market_data.md: Packet header: names {names}"
+    magic = f"{packets.PACKET_MAGIC} ({packets.PACKET_MAGIC:#x})"
+    if [row["meaning"] for row in rows[:2]] != [magic, str(packets.PACKET_VERSION)]:
+        yield f"market_data.md: Packet header: {rows[0]['meaning']}, {rows[1]['meaning']}"
 
 
 def differences_of_states(pages: Pages) -> Iterator[str]:
@@ -341,6 +370,34 @@ def differences_of_checks(pages: Pages) -> Iterator[str]:
                     yield f"{page}.md: {one.heading}: {name} has no field {row['field']}"
 
 
+def differences_of_buckets(pages: Pages) -> Iterator[str]:
+    """What the page calls defaults are those of the configuration."""
+    rows = table(pages, "transport", "Throttling and back-pressure").rows
+    found = {
+        f"{row['bucket']}_{what}": int(row[column])
+        for row in rows
+        for what, column in (("per_second", "tokens a second"), ("burst", "size"))
+    }
+    expected = msgspec.structs.asdict(ThrottleSettings())
+    if found != expected:
+        yield f"transport.md: Throttling: {found}, not {expected}"
+
+
+def differences_of_market_data(pages: Pages) -> Iterator[str]:
+    """The tables that say what each public message does, and when, speak of every one of them."""
+    names = {heading.split()[0] for heading in messages("market_data")}
+    when = table(pages, "market_data", "Which messages when").rows
+    told = set(
+        re.findall(r"\b[A-Z][a-z]+(?:[A-Z][a-z]+)*\b", " ".join(r["messages"] for r in when))
+    )
+    if told != names:
+        yield f"market_data.md: Which messages when: {sorted(told ^ names)} are only in one place"
+    books = {row["message"] for row in table(pages, "market_data", "Books").rows}
+    expected = {name for name in names if name.startswith("Order")} | {"all others"}
+    if books != expected:
+        yield f"market_data.md: Books: {sorted(books ^ expected)} are only in one place"
+
+
 def differences_of_structure(pages: Pages) -> Iterator[str]:
     for page, text in pages.items():
         sections = re.findall(r"^## (.+)$", text, re.MULTILINE)
@@ -361,6 +418,8 @@ COMPARISONS: Final[tuple[Callable[[Pages], Iterator[str]], ...]] = (
     differences_of_heads,
     differences_of_states,
     differences_of_checks,
+    differences_of_buckets,
+    differences_of_market_data,
     differences_of_structure,
 )
 
@@ -406,6 +465,33 @@ PLANTED: Final = {
     "a check's code": ("order_entry", "| FILL_OR_KILL | `", "| FILL_AND_KILL | `"),
     "a check's number": ("admin", "| 4 | not 0 | INVALID", "| 5 | not 0 | INVALID"),
     "a range of tags": ("transport", "| 80 to 99 |", "| 80 to 84 |"),
+    "a default of 1": ("admin", "| 5 | channel | u16 = 1 |", "| 5 | channel | u16 = 0 |"),
+    "rows of a type": ("transport", "0 to 256 of [u62, u62, i62]", "0 to 256 of [u62, u62, u62]"),
+    "a frame flag": ("transport", "| 1 | REPLAYED |", "| 2 | REPLAYED |"),
+    "an event kind": ("records", "| 3 | MARKET_DATA |", "| 4 | MARKET_DATA |"),
+    "a packet kind": ("market_data", "| 2 | HEARTBEAT |", "| 3 | HEARTBEAT |"),
+    "a block flag": ("market_data", "| 2 | LAST |", "| 4 | LAST |"),
+    "a packet's offset": ("market_data", "| 16 | 8 | u64 | number |", "| 24 | 8 | u64 | number |"),
+    "a packet's type": ("market_data", "| 6 | 2 | u16 | count |", "| 6 | 2 | u8 | count |"),
+    "a packet's name": ("market_data", "| send_time_ns |", "| time_ns |"),
+    "a packet's magic": ("market_data", "16978 (0x4252)", "16979 (0x4253)"),
+    "a block's type": ("market_data", "| 2 | 1 | u8 | flags |", "| 2 | 1 | u16 | flags |"),
+    "a public field": ("market_data", "| 7 | leaves_quantity | u62 |", "| 7 | quantity | u62 |"),
+    "a public type": (
+        "market_data",
+        "| 9 | tick_table | tick_table |",
+        "| 9 | tick_table | text |",
+    ),
+    "a public tag": ("market_data", "### Trade (tag 118)", "### Trade (tag 119)"),
+    "a packet's limit": ("market_data", "| PACKET_SIZE_MAX | 1400 |", "| PACKET_SIZE_MAX | 1500 |"),
+    "a message never sent": (
+        "market_data",
+        "| OrderReduced |\n| a replace",
+        "| Trade |\n| a replace",
+    ),
+    "no effect on a book": ("market_data", "| OrderDeleted | the order is gone |\n", ""),
+    "a bucket": ("transport", "| `CancelOrder` | 100000 |", "| `CancelOrder` | 10000 |"),
+    "a step of the client": ("transport", "state request: established; ", ""),
     "no history": ("market_data", "## History", "## Past"),
 }
 """What is wrong to (page, text there, text instead)."""

@@ -1,11 +1,10 @@
-"""Golden bytes: every message, frame and entry in tests/vectors, written and read, by both codecs.
+"""Golden bytes: every message, frame, entry and packet in tests/vectors, written and read.
 
 Run as a program, it prints the vectors that lack their bytes; tests/vectors/README.md says how to
-add some. Nothing here writes a file.
+add some. Nothing here writes a file. What the compiled codec knows is held against the same bytes.
 """
 
 import json
-from itertools import chain
 from pathlib import Path
 from struct import Struct
 from typing import Any, Final, TypeAlias
@@ -14,7 +13,7 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from protocol import admin, codec, order_entry, records, transport, wire
+from protocol import admin, codec, market_data, order_entry, packets, records, transport, wire
 from protocol.framing import VENUE_FRAME_SIZE_MAX, Frame, FrameReader, encode_frame
 from protocol.signing import log_on_bytes
 from protocol.states import FORMS, Party
@@ -25,20 +24,28 @@ MODULES: Final = {
     "order_entry": order_entry,
     "admin": admin,
     "records": records,
+    "market_data": market_data,
 }
 MESSAGES: Final = {
-    one.__name__: one
-    for module in MODULES.values()
+    (page, one.__name__): one
+    for page, module in MODULES.items()
     for one in vars(module).values()
     if isinstance(one, type)
     and issubclass(one, msgspec.Struct)
     and one.__module__ == module.__name__
     and one.__struct_config__.tag is not None
 }
+HOT_COMMANDS: Final = (order_entry.NewOrder, order_entry.CancelOrder, order_entry.ReplaceOrder)
 HOT: Final = (
-    *("NewOrder", "CancelOrder", "ReplaceOrder", "OrderAccepted", "OrderRejected"),
-    *("OrderReplaced", "OrderCanceled", "OrderExpired", "OrderFilled", "CancelRejected"),
+    *HOT_COMMANDS,
+    *(order_entry.OrderAccepted, order_entry.OrderRejected, order_entry.OrderReplaced),
+    *(order_entry.OrderCanceled, order_entry.OrderExpired, order_entry.OrderFilled),
+    order_entry.CancelRejected,
+    *(market_data.InstrumentStatus, market_data.OrderAdded, market_data.OrderExecuted),
+    *(market_data.OrderReduced, market_data.OrderDeleted, market_data.OrderReplaced),
+    market_data.Trade,
 )
+"""All fields are integers: the compiled codec writes them, and reads the commands."""
 HEADS: Final[dict[str, Struct]] = {"command": records.COMMAND_HEAD, "event": records.EVENT_HEAD}
 
 Vector: TypeAlias = dict[str, Any]
@@ -48,16 +55,28 @@ def lines(name: str) -> list[Vector]:
     return [json.loads(line) for line in (VECTORS / f"{name}.jsonl").read_text().splitlines()]
 
 
-ALL: Final = list(chain.from_iterable(map(lines, MODULES)))
+ALL: Final = [{**one, "page": page} for page in MODULES for one in lines(page)]
 FRAMES: Final = lines("frames")
 ENTRIES: Final = lines("entries")
 SIGNATURES: Final = lines("signatures")
 UNUSUAL: Final = lines("unusual")
+PACKETS: Final = lines("packets")
 
 
 def name_of(vector: Vector) -> str:
-    message = vector.get("message") or vector.get("accepted") or vector.get("refused") or ""
-    return f"{message} {vector.get('case') or vector['why']}".strip().replace(" ", "-")
+    words = [
+        vector[key] for key in ("message", "accepted", "refused", "case", "why") if key in vector
+    ]
+    return " ".join(words).replace(" ", "-")
+
+
+def message_of(vector: Vector) -> type[msgspec.Struct]:
+    """The message of a vector; where no page is named there is one of that name on a connection."""
+    name = vector.get("message") or vector.get("accepted") or vector["refused"]
+    if "page" in vector:
+        return MESSAGES[vector["page"], name]
+    [found] = [MESSAGES[key] for key in MESSAGES if key[1] == name and key[0] != "market_data"]
+    return found
 
 
 def build(message: type[msgspec.Struct], fields: Vector) -> msgspec.Struct:
@@ -72,45 +91,57 @@ def build(message: type[msgspec.Struct], fields: Vector) -> msgspec.Struct:
     return message(**values)
 
 
-def tag_of(name: str) -> int:
-    tag = MESSAGES[name].__struct_config__.tag
+def tag_of(message: type[msgspec.Struct]) -> int:
+    tag = message.__struct_config__.tag
     assert isinstance(tag, int)
     return tag
 
 
+def key_of(vector: Vector) -> tuple[str, str]:
+    return vector["page"], vector["message"]
+
+
 def payload_of(vector: Vector) -> bytes:
-    return wire.encode(build(MESSAGES[vector["message"]], vector["fields"]))
+    return wire.encode(build(message_of(vector), vector["fields"]))
 
 
 @pytest.mark.parametrize("vector", ALL, ids=name_of)
 def test_message(vector: Vector) -> None:
-    message = build(MESSAGES[vector["message"]], vector["fields"])
+    message = build(message_of(vector), vector["fields"])
     payload = bytes.fromhex(vector["payload"])
     assert wire.encode(message) == payload
     assert msgspec.msgpack.decode(payload, type=type(message)) == message
     assert vector["fields"].keys() <= set(message.__struct_fields__)
 
 
-@pytest.mark.parametrize("vector", [one for one in ALL if one["message"] in HOT], ids=name_of)
+@pytest.mark.parametrize("vector", [one for one in ALL if message_of(one) in HOT], ids=name_of)
 def test_hot_message_in_the_compiled_codec(vector: Vector) -> None:
-    tag = tag_of(vector["message"])
+    tag = tag_of(message_of(vector))
     payload = bytes.fromhex(vector["payload"])
-    message = build(MESSAGES[vector["message"]], vector["fields"])
+    message = build(message_of(vector), vector["fields"])
     values = msgspec.structs.astuple(message)
     assert codec.encode(tag, values) == payload
-    expected = (1, tag, values) if tag <= tag_of("ReplaceOrder") else (0, 0, ())
+    expected = (1, tag, values) if type(message) in HOT_COMMANDS else (0, 0, ())
     assert codec.decode(payload) == expected
+
+
+@pytest.mark.parametrize(
+    "vector", [one for one in ALL if one["page"] == "market_data"], ids=name_of
+)
+def test_public_message_in_a_packet(vector: Vector) -> None:
+    payload = bytes.fromhex(vector["payload"])
+    assert packets.decode_message(payload) == build(message_of(vector), vector["fields"])
 
 
 def test_every_message_has_its_vectors() -> None:
     """Three cases with different bytes; one where there are no fields to differ."""
     missing = []
-    for name, message in MESSAGES.items():
-        cases = {one["case"] for one in ALL if one["message"] == name and "payload" in one}
+    for key, message in MESSAGES.items():
+        cases = {one["case"] for one in ALL if key_of(one) == key and "payload" in one}
         wanted = ("typical", "largest", "smallest") if message.__struct_fields__ else ("typical",)
-        missing += [f"{name} {case}" for case in wanted if case not in cases]
+        missing += [f"{key} {case}" for case in wanted if case not in cases]
     assert not missing
-    keys = [(one["message"], one["case"]) for one in ALL]
+    keys = [(key_of(one), one["case"]) for one in ALL]
     assert len(set(keys)) == len(keys), "a case is there twice"
 
 
@@ -119,8 +150,7 @@ def test_frame(vector: Vector) -> None:
     frame, payload = bytes.fromhex(vector["frame"]), bytes.fromhex(vector["payload"])
     header = [vector[name] for name in Frame._fields[:-1]]
     kind, flags, number, send_time_ns, match_lag_ns = header
-    assert flags == 0
-    assert encode_frame(kind, number, payload, send_time_ns, match_lag_ns) == frame
+    assert encode_frame(kind, number, payload, send_time_ns, match_lag_ns, flags) == frame
     assert codec.encode_frame_header([len(frame), *header]) + payload == frame
     assert codec.decode_frame_header(frame) == (len(frame), *header)
 
@@ -151,16 +181,17 @@ def test_frames_are_read_whole_and_byte_by_byte() -> None:
 @pytest.mark.parametrize("vector", FRAMES, ids=name_of)
 def test_frame_holds_a_message_of_its_kind(vector: Vector) -> None:
     payload = bytes.fromhex(vector["payload"])
-    known = {one["payload"] for one in ALL if one["message"] == vector["message"]}
+    message = message_of(vector)
+    known = {one["payload"] for one in ALL if message_of(one) is message}
     assert vector["payload"] in known, "a frame holds a message of the other files"
     decode = wire.decode_client if vector["sender"] == "client" else wire.decode_venue
-    assert type(decode(vector["kind"], payload)).__name__ == vector["message"]
+    assert type(decode(vector["kind"], payload)) is message
 
 
 def test_every_message_on_the_wire_has_a_frame() -> None:
-    found = {(one["sender"], one["message"], one["kind"]) for one in FRAMES}
+    found = {(one["sender"], message_of(one), one["kind"]) for one in FRAMES}
     expected = {
-        (party.value, message.__name__, form.kind)
+        (party.value, message, form.kind)
         for party in Party
         for message, form in FORMS[party].items()
     }
@@ -196,24 +227,51 @@ def test_signature(vector: Vector) -> None:
 
 @pytest.mark.parametrize("vector", [one for one in UNUSUAL if "accepted" in one], ids=name_of)
 def test_unusual_encoding_is_accepted(vector: Vector) -> None:
-    name = vector["accepted"]
     payload = bytes.fromhex(vector["payload"])
-    message = build(MESSAGES[name], vector["fields"])
+    message = build(message_of(vector), vector["fields"])
     assert wire.encode(message) != payload, "nothing is unusual about it"
     assert msgspec.msgpack.decode(payload, type=type(message)) == message
-    if name in HOT:
-        assert codec.decode(payload) == (1, tag_of(name), msgspec.structs.astuple(message))
+    if type(message) in HOT_COMMANDS:
+        expected = (1, tag_of(type(message)), msgspec.structs.astuple(message))
+        assert codec.decode(payload) == expected
+    if "page" in vector:
+        assert packets.decode_message(payload) == message
 
 
 @pytest.mark.parametrize("vector", [one for one in UNUSUAL if "refused" in one], ids=name_of)
 def test_bad_message_is_refused(vector: Vector) -> None:
-    name = vector["refused"]
+    message = message_of(vector)
     payload = bytes.fromhex(vector["payload"])
     with pytest.raises((msgspec.DecodeError, UnicodeDecodeError)) as caught:
-        msgspec.msgpack.decode(payload, type=MESSAGES[name])
+        msgspec.msgpack.decode(payload, type=message)
     assert not str(caught.value).startswith("Invalid value"), "it is not even this message"
-    if name in HOT:
-        assert codec.decode(payload) == (-1, tag_of(name), ())
+    if message in HOT_COMMANDS:
+        assert codec.decode(payload) == (-1, tag_of(message), ())
+    if "page" in vector:
+        with pytest.raises(packets.PacketError, match=rf"^{vector['refused']}(\.\w+)?: "):
+            packets.decode_message(payload)
+
+
+@pytest.mark.parametrize("vector", [one for one in PACKETS if "case" in one], ids=name_of)
+def test_packet(vector: Vector) -> None:
+    data = bytes.fromhex(vector["packet"])
+    header = {name: vector[name] for name in packets.Packet._fields[:-1]}
+    blocks = [
+        packets.Block(one["flags"], bytes.fromhex(one["payload"])) for one in vector["blocks"]
+    ]
+    packet = packets.Packet(**header, blocks=blocks)
+    assert packets.encode_packet(packet) == data
+    assert packets.decode_packet(data) == packet
+    known = {one["payload"] for one in ALL if one["page"] == "market_data"}
+    for block in blocks:
+        is_known = packets.decode_message(block.payload) is not None
+        assert is_known == (block.payload.hex() in known)
+
+
+@pytest.mark.parametrize("vector", [one for one in PACKETS if "refused" in one], ids=name_of)
+def test_bad_packet_is_refused(vector: Vector) -> None:
+    with pytest.raises(packets.PacketError):
+        packets.decode_packet(bytes.fromhex(vector["packet"]))
 
 
 def missing_lines() -> list[str]:
@@ -221,8 +279,8 @@ def missing_lines() -> list[str]:
     found = [
         json.dumps({**one, "payload": payload_of(one).hex()}) for one in ALL if "payload" not in one
     ]
-    have = {one["message"] for one in ALL}
-    return found + [f"no vectors: {name}" for name in MESSAGES if name not in have]
+    have = {key_of(one) for one in ALL}
+    return found + [f"no vectors: {key}" for key in MESSAGES if key not in have]
 
 
 def test_nothing_is_missing() -> None:

@@ -5,11 +5,13 @@ from typing import Any, Final, get_args
 import msgspec
 import pytest
 
+from protocol.base import NUMBER_MAX
 from protocol.codes import RejectCode
 from protocol.errors import MessageError
-from protocol.framing import SEQUENCED, SESSION, UNSEQUENCED
+from protocol.framing import HEADER_SIZE, SEQUENCED, SESSION, UNSEQUENCED, VENUE_FRAME_SIZE_MAX
+from protocol.market_data import MarketDataMessage
 from protocol.order_entry import NewOrder
-from protocol.transport import LogOn
+from protocol.transport import ROWS_MAX, LogOn, StateBalances, StateOrders, StatePositions
 from protocol.wire import (
     ClientMessage,
     ClientSessionMessage,
@@ -20,6 +22,7 @@ from protocol.wire import (
     VenueSessionMessage,
     decode_client,
     decode_command,
+    decode_market_data,
     decode_venue,
     encode,
     peek_tag,
@@ -38,6 +41,7 @@ SAMPLES: Final[dict[str, Any]] = {
     "text": "t",
     "client": "c",
     "tick_table": [(0, 100)],
+    "rows": [],
     **dict.fromkeys(("key", "public_key", "client_nonce", "nonce"), bytes(32)),
     "signature": bytes(64),
 }
@@ -89,9 +93,47 @@ def test_venue_messages_come_back_in_their_kind_only(
 
 
 def test_tags_are_unique_per_sender() -> None:
-    for union in (ClientMessage, VenueMessage):
+    for union in (ClientMessage, VenueMessage | MarketDataMessage):
         messages = get_args(union)
         assert len({tag_of(message) for message in messages}) == len(messages)
+
+
+@pytest.mark.parametrize("message", get_args(MarketDataMessage), ids=lambda m: m.__name__)
+def test_public_messages_come_back_and_travel_on_no_connection(
+    message: type[msgspec.Struct],
+) -> None:
+    payload = encode(sample(message))
+    assert decode_market_data(payload) == sample(message)
+    newer = pack([*msgspec.msgpack.decode(payload), "newer", [1, None]])
+    assert decode_market_data(newer) == sample(message)
+    for decode in (decode_client, decode_venue):
+        with pytest.raises(MessageError) as caught:
+            decode(SEQUENCED, payload)
+        assert caught.value.code is RejectCode.UNKNOWN_TAG
+        assert caught.value.text == f"{message.__name__} does not belong here"
+
+
+@pytest.mark.parametrize("tag", [0, 10, 85, 109, 119, 127, 999, 2**40, -1])
+def test_an_unknown_public_tag_is_named(tag: int) -> None:
+    with pytest.raises(MessageError) as caught:
+        decode_market_data(pack([tag, 1, 2, 3, 4, 5, 6, 7]))
+    assert caught.value.code is RejectCode.UNKNOWN_TAG
+
+
+def test_the_longest_part_of_a_state_image_fits_a_frame() -> None:
+    size = VENUE_FRAME_SIZE_MAX - HEADER_SIZE
+    longest = (
+        StateOrders(NUMBER_MAX, [(NUMBER_MAX,) * 10] * ROWS_MAX),
+        StatePositions(NUMBER_MAX, [(NUMBER_MAX,) * 3] * ROWS_MAX),
+        StateBalances(NUMBER_MAX, [(NUMBER_MAX,) * 3] * ROWS_MAX),
+    )
+    for part in longest:
+        payload = encode(part)
+        assert len(payload) <= size
+        assert decode_venue(UNSEQUENCED, payload) == part
+        part.rows.append(part.rows[0])  # type: ignore[arg-type]  # each list gets its own row
+        with pytest.raises(MessageError, match="of length <= 256"):
+            decode_venue(UNSEQUENCED, encode(part))
 
 
 ORDER: Final = [10, 1, 2, 3, 1, 5_000, 100]
