@@ -51,12 +51,56 @@ cdef int check_side(State* s, BookSide* side) except -1:
     return 0
 
 
+cdef int check_lists(State* s) except -1:
+    """Every account is in its participant's list, every row in its account's, once and in order."""
+    cdef uint32_t i, account, row, slot, account_count = 0, position_count = 0
+    for i in range(s.participant_capacity):
+        account = s.participants[i].first_account
+        while account != 0:
+            account_count += 1
+            assert s.accounts[account].participant == i, f"account {account} is in a wrong list"
+            assert s.accounts[account].next_account == 0 or (
+                account < s.accounts[account].next_account), "accounts are listed by id"
+            assert (account == s.participants[i].last_account) == (
+                s.accounts[account].next_account == 0), "a list of accounts ends too early"
+            row = s.accounts[account].first_position
+            while row != 0:
+                position_count += 1
+                assert s.positions[row].account == account, f"row {row} is in a wrong list"
+                row = s.positions[row].next_position
+            account = s.accounts[account].next_account
+    assert account_count == s.account_count, "an account is in no list"
+    assert position_count == s.position_count, "a row is in no list"
+    for i in range(1, s.session_count + 1):
+        slot = s.sessions[i].first_order
+        while slot != 0:
+            row = s.orders[slot].session_next
+            assert s.orders[slot].session == i, "an order is in a wrong session's list"
+            assert row == 0 or s.orders[slot].order_id < s.orders[row].order_id, (
+                "a session's orders are listed by id")
+            slot = row
+    return 0
+
+
+cdef int check_channels(State* s) except -1:
+    """Numbers are from 1 and within the bounds of a number; an instrument was announced."""
+    cdef uint32_t i
+    for i in range(1, CHANNELS + 1):
+        assert 1 <= s.next_public[i] <= NUMBER_MAX, f"channel {i} has no next number"
+    for i in range(1, s.instrument_count + 1):
+        assert 1 <= s.instruments[i].channel <= CHANNELS, f"instrument {i} has no channel"
+        assert s.next_public[s.instruments[i].channel] > 1, f"nobody knows of instrument {i}"
+    return 0
+
+
 cdef int check_all(State* s) except -1:
     cdef uint32_t i
     cdef BookSide* bids
     cdef BookSide* asks
     check_ledger(s)
     check_positions(s)
+    check_lists(s)
+    check_channels(s)
     for i in range(1, s.instrument_count + 1):
         bids = &s.instruments[i].sides[0]
         asks = &s.instruments[i].sides[1]

@@ -86,6 +86,8 @@ cdef uint32_t position_open(State* s, uint32_t account, uint32_t instrument) exc
     row = s.position_count
     s.positions[row].account = account
     s.positions[row].instrument = instrument
+    s.positions[row].next_position = account_at(s, account).first_position
+    account_at(s, account).first_position = row
     table_add(&s.by_account_instrument, account, instrument, row)
     return row
 

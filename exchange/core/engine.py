@@ -7,13 +7,17 @@ does the work; this class gives it a typed face for the node, the replicas and t
 from hashlib import blake2b
 from typing import NamedTuple, Self
 
+from exchange.core import limits
 from exchange.core.hot import BUILD, Hot
 from exchange.core.reference import KeyState, Reference, SessionState
 
 __all__ = ["BUILD", "RULES_VERSION", "Batch", "Engine", "KeyState", "SessionState"]
 
-RULES_VERSION = 1
+RULES_VERSION = 2
 """Changes whenever a byte of any event may differ for the same commands."""
+
+
+_CHANNELS = range(1, limits.CHANNELS_MAX + 1)
 
 
 class Batch(NamedTuple):
@@ -100,6 +104,16 @@ class Engine:
         return self._reference.names.venue
 
     @property
+    def epoch(self) -> int:
+        """First epoch of the market data, from Genesis; that of today has the journal's term."""
+        return self._reference.names.epoch
+
+    def channels(self) -> list[tuple[int, int]]:
+        """(channel, next number) of the market data's channels that are in use, in order."""
+        numbers = ((channel, self.hot.next_public(channel)) for channel in _CHANNELS)
+        return [(channel, number) for channel, number in numbers if number > 1]
+
+    @property
     def sequence(self) -> int:
         """Sequence of the last applied command."""
         return self.hot.sequence
@@ -143,6 +157,28 @@ class Engine:
         """Symbols of the instruments, in order of their ids from 1."""
         return [symbol for _, symbol, _ in self._reference.names.instruments]
 
+    def session_orders(self, session_id: int) -> bytes:
+        """Open orders of a session as little-endian int64 words, ten an order, by order id.
+
+        The words are those of `protocol.transport.OrderRow`. An order whose continuation is pending
+        is among them.
+        """
+        return self.hot.session_orders(session_id)
+
+    def participant_positions(self, participant_id: int) -> bytes:
+        """Positions that are not 0 as words, three each: account id, instrument id, quantity.
+
+        By account id, then instrument id; `protocol.transport.PositionRow`.
+        """
+        return self.hot.positions(participant_id)
+
+    def participant_balances(self, participant_id: int) -> bytes:
+        """All accounts of a participant as words, three each: account id, cash, requirement.
+
+        By account id; `protocol.transport.BalanceRow`.
+        """
+        return self.hot.balances(participant_id)
+
     def image(self) -> bytes:
         """The whole state, canonical: equal states have equal bytes. No batch may be open."""
         return self._reference.save()
@@ -161,6 +197,10 @@ class Engine:
     def book_digest(self) -> str:
         """BLAKE2b-256 of books, positions and cash without times, numbers and ids."""
         return blake2b(self.hot.books(), digest_size=32).hexdigest()
+
+    def public_digest(self) -> str:
+        """BLAKE2b-256 of phases and books as the market data tells them, order by order."""
+        return blake2b(self.hot.public_books(), digest_size=32).hexdigest()
 
     def check(self) -> None:
         """Assert the invariants of the whole state; slow, for tests and tools."""

@@ -1,7 +1,7 @@
 # The hot core's memory, and the C interface that the node's ingress uses. Everything that an order
 # touches lies in flat arrays of these structs; slot 0 of each array is unused: 0 means none.
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from protocol.codec cimport HotCommand
 
 cdef struct TableEntry:
@@ -67,6 +67,7 @@ cdef struct Instrument:
     uint32_t tick_count
     uint32_t currency
     uint32_t phase
+    uint32_t channel          # of its market data, 1 .. 64
     BookSide sides[2]         # 0 bids, 1 asks
 
 cdef struct Account:
@@ -76,6 +77,12 @@ cdef struct Account:
     uint32_t participant
     uint32_t currency
     uint32_t open_order_count
+    uint32_t first_position   # its rows, linked: the newest first
+    uint32_t next_account     # of the same participant, in order of id
+
+cdef struct Participant:
+    uint32_t first_account
+    uint32_t last_account
 
 cdef struct Position:
     int64_t quantity
@@ -86,6 +93,7 @@ cdef struct Position:
     int64_t requirement
     uint32_t account
     uint32_t instrument
+    uint32_t next_position    # of the same account
 
 cdef struct Session:
     int64_t last_client_number
@@ -143,6 +151,8 @@ cdef struct State:
     Account* accounts
     uint32_t account_capacity
     uint32_t account_count
+    Participant* participants # whose accounts those are; derived
+    uint32_t participant_capacity
     Position* positions
     uint32_t position_capacity
     uint32_t position_count
@@ -151,6 +161,7 @@ cdef struct State:
     uint32_t session_count
     int64_t outside[16]       # ledger: the outside account of each currency
     uint32_t currency_count
+    int64_t next_public[65]   # next number of each channel of the market data, from index 1
     Deadline* deadlines       # binary heap from index 1
     uint32_t deadline_capacity
     uint32_t deadline_count
@@ -171,10 +182,12 @@ cdef class Hot:
     # Sequences and applies one hot client command: continuations and due deadlines first, then the
     # command, then its continuations. Returns its sequence; 0 when the batch is full (the command
     # was not applied: commit, then try again); -1 with an exception when an assertion failed.
+    # `budget` is what the session's throttle had left, for the journal only.
     cdef int64_t submit_hot(
         self, uint32_t session, uint32_t connection, int64_t number,
         int64_t gateway_time_ns, int64_t now_ns,
-        const uint8_t* payload, Py_ssize_t size, HotCommand* command) except -1
+        const uint8_t* payload, Py_ssize_t size, HotCommand* command,
+        uint16_t budget) except -1
 
     cdef int apply_cold(self, int kind, uint32_t session, uint32_t connection, int64_t number,
                         int64_t gateway_time_ns, bytes payload) except -1

@@ -8,26 +8,35 @@ buffer; no Python object is made per order. Commands that are rare (reference da
 go through `cold`, plain Python that comes back through the small typed methods of `Hot`.
 
 The parts are included as text, so that the compiler sees one unit:
-tables (hash table, heap), book (pool, levels), collateral (requirement, ledger), reports (events
-out), matching, orders (commands in), reference (what the cold ring changes), image (state to
-bytes), check (invariants), ring (number, time and order of commands). Division is C's: no operand
+tables (hash table, heap), book (pool, levels), collateral (requirement, ledger), reports (private
+events out), market_data (public ones), matching, orders (commands in), reference (what the cold
+ring changes), image (state to bytes), reads (rows for the node), check (invariants), ring (number,
+time and order of commands). Division is C's: no operand
 is ever negative, prices are counted from the floor first.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, qsort, realloc
 from libc.string cimport memcpy, memmove, memset
 from protocol.codec cimport (
     CANCEL_ORDER, CANCEL_REJECTED, DECODED, HOT_FIELD_COUNT_MAX, NEW_ORDER, ORDER_ACCEPTED,
-    ORDER_CANCELED, ORDER_EXPIRED, ORDER_FILLED, ORDER_REJECTED, ORDER_REPLACED, REPLACE_ORDER,
-    REPORT_SIZE_MAX, CancelOrder, HotCommand, NewOrder, ReplaceOrder, decode_command, encode_report)
+    ORDER_CANCELED, ORDER_EXPIRED, ORDER_FILLED, ORDER_REJECTED, ORDER_REPLACED, PUBLIC_ADDED,
+    PUBLIC_DELETED, PUBLIC_EXECUTED, PUBLIC_REDUCED, PUBLIC_REPLACED, PUBLIC_TRADE,
+    REPLACE_ORDER, REPORT_SIZE_MAX, CancelOrder, HotCommand, NewOrder, ReplaceOrder,
+    decode_command, encode_report)
 
 from zlib import crc32
 
 from exchange.core import limits
 from protocol import codes
 from protocol.codes import RejectCode
+
+cdef extern from "<endian.h>" nogil:
+    uint32_t htole32(uint32_t value)
+    uint64_t htole64(uint64_t value)
+    uint32_t le32toh(uint32_t value)
+    uint64_t le64toh(uint64_t value)
 
 cdef extern from "protocol/checked.h":
     void BRIER_ASSERT(bint condition) noexcept nogil
@@ -56,6 +65,7 @@ cdef enum:
     FROM_VENUE = 2
     EVENT_REPORT = 1
     EVENT_SESSION = 2
+    EVENT_MARKET_DATA = 3
     DEADLINE_SESSION = 0
     DEADLINE_ORDER = 1
     PENDING_NOTHING = 0
@@ -68,6 +78,7 @@ cdef enum:
     FIRST_LATER_FIELD = 11       # of NewOrder: from here on, laid out for order types to come
     BUDGET_NOT_MEASURED = 65535
     ENTRY_HEAD = 40
+    CHANNELS = 64
 
 # One place says what the numbers mean; this unit only repeats those that it computes with.
 assert (BUY, SELL) == (codes.Side.BUY, codes.Side.SELL)
@@ -79,6 +90,7 @@ assert (REASON_REQUESTED, REASON_IMMEDIATE_REMAINDER, REASON_DISCONNECT) == tupl
 assert (PHASE_OPEN, PHASE_HALTED) == tuple(codes.Phase)
 assert (ROLE_TRADE, ROLE_CANCEL_ONLY) == (codes.Role.TRADE, codes.Role.CANCEL_ONLY)
 assert ENTRY_HEAD == limits.ENTRY_HEAD_SIZE and REPORT_SIZE_MAX == limits.REPORT_SIZE_MAX
+assert CHANNELS == limits.CHANNELS_MAX
 
 cdef int64_t NOT_PERMITTED = RejectCode.NOT_PERMITTED
 cdef int64_t UNSUPPORTED_VALUE = RejectCode.UNSUPPORTED_VALUE
@@ -109,49 +121,51 @@ cdef int64_t PRICE_LEVEL_LIMIT = RejectCode.PRICE_LEVEL_LIMIT
 
 cdef int64_t ORDER_CASH_MAX = limits.ORDER_CASH_MAX
 cdef int64_t POSITION_CASH_MAX = limits.POSITION_CASH_MAX
+cdef int64_t NUMBER_MAX = limits.NUMBER_MAX
 cdef int64_t NANOSECONDS_PER_MILLISECOND = limits.NANOSECONDS_PER_MILLISECOND
 cdef Py_ssize_t COMMANDS_SIZE = limits.COMMANDS_SIZE_MAX
 cdef Py_ssize_t EVENTS_SIZE = limits.EVENTS_SIZE_MAX
 cdef Py_ssize_t EVENT_SIZE_MAX = limits.ENTRY_HEAD_SIZE + limits.REPORT_SIZE_MAX
+cdef Py_ssize_t DEFINITION_ENTRY_SIZE_MAX = limits.ENTRY_HEAD_SIZE + limits.DEFINITION_SIZE_MAX
+cdef int64_t EVENTS_PER_WORK = limits.EVENTS_PER_WORK
+cdef int64_t EVENTS_PER_COMMAND = limits.EVENTS_PER_COMMAND
 
 BUILD = BRIER_BUILD.decode()
 
 
+# Words of entries are little-endian and lie anywhere: copied, the compiler makes one move of each.
+
 cdef inline void put_u32(uint8_t* out, uint32_t value) noexcept nogil:
-    cdef int i
-    for i in range(4):
-        out[i] = <uint8_t>(value >> (8 * i))
+    value = htole32(value)
+    memcpy(out, &value, 4)
 
 
 cdef inline void put_u64(uint8_t* out, uint64_t value) noexcept nogil:
-    cdef int i
-    for i in range(8):
-        out[i] = <uint8_t>(value >> (8 * i))
+    value = htole64(value)
+    memcpy(out, &value, 8)
 
 
 cdef inline uint32_t get_u32(const uint8_t* data) noexcept nogil:
-    cdef uint32_t value = 0
-    cdef int i
-    for i in range(4):
-        value |= <uint32_t>data[i] << (8 * i)
-    return value
+    cdef uint32_t value
+    memcpy(&value, data, 4)
+    return le32toh(value)
 
 
 cdef inline uint64_t get_u64(const uint8_t* data) noexcept nogil:
-    cdef uint64_t value = 0
-    cdef int i
-    for i in range(8):
-        value |= <uint64_t>data[i] << (8 * i)
-    return value
+    cdef uint64_t value
+    memcpy(&value, data, 8)
+    return le64toh(value)
 
 
 include "tables.pxi"
 include "book.pxi"
 include "collateral.pxi"
 include "reports.pxi"
+include "market_data.pxi"
 include "matching.pxi"
 include "orders.pxi"
 include "reference.pxi"
 include "image.pxi"
+include "reads.pxi"
 include "check.pxi"
 include "ring.pxi"

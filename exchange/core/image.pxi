@@ -58,6 +58,7 @@ cdef int save_counters(State* s, Words* words) except -1:
     values[10] = s.currency_count
     words_add_all(words, values, 11)
     words_add_all(words, &s.limits.accounts_max, 8)
+    words_add_all(words, &s.next_public[1], CHANNELS)
     return words_add_all(words, s.outside, <int>s.currency_count)
 
 
@@ -76,6 +77,7 @@ cdef int restore_counters(State* s, Words* words) except -1:
     open_tables(s, <uint64_t>values[9])
     s.currency_count = <uint32_t>values[10]
     words_next_all(words, &s.limits.accounts_max, 8)
+    words_next_all(words, &s.next_public[1], CHANNELS)
     return words_next_all(words, s.outside, <int>s.currency_count)
 
 
@@ -113,6 +115,7 @@ cdef int save_instruments(State* s, Words* words) except -1:
         words_add(words, instrument.floor_price)
         words_add(words, instrument.cap_price)
         words_add(words, instrument.quantity_step)
+        words_add(words, instrument.channel)
         words_add(words, instrument.tick_count)
         for row in range(instrument.tick_count):
             words_add(words, instrument.tick_starts[row])
@@ -121,18 +124,19 @@ cdef int save_instruments(State* s, Words* words) except -1:
 
 
 cdef int restore_instruments(State* s, Words* words) except -1:
-    cdef int64_t[6] values
+    cdef int64_t[7] values
     cdef int64_t[16] ticks
     cdef int64_t i
     cdef uint32_t index, row
     for i in range(words_next(words)):
-        words_next_all(words, values, 6)
-        if not 1 <= values[5] <= 8:
+        words_next_all(words, values, 7)
+        if not 1 <= values[6] <= 8:
             raise ValueError("image holds an impossible tick table")
-        words_next_all(words, ticks, <int>values[5] * 2)
-        index = instrument_add(s, <uint32_t>values[0], values[2], values[3], values[4])
+        words_next_all(words, ticks, <int>values[6] * 2)
+        index = instrument_add(s, <uint32_t>values[0], values[2], values[3], values[4],
+                               <uint32_t>values[5])
         s.instruments[index].phase = <uint32_t>values[1]
-        s.instruments[index].tick_count = <uint32_t>values[5]
+        s.instruments[index].tick_count = <uint32_t>values[6]
         for row in range(s.instruments[index].tick_count):
             s.instruments[index].tick_starts[row] = ticks[2 * row]
             s.instruments[index].tick_sizes[row] = ticks[2 * row + 1]

@@ -83,7 +83,15 @@ GENESIS_DEFAULTS: Final = {
 """What a new venue gets unless its operator says otherwise: about 700 MB when all is full."""
 
 REPORT_SIZE_MAX: Final = 160
-"""Encoded bytes of one report: array head, tag and at most 15 fields of 9 bytes."""
+"""Encoded bytes of one report: array head, tag and at most 15 fields of 9 bytes. Messages of the
+market data are shorter, but for definitions."""
+
+DEFINITION_SIZE_MAX: Final = 1_024
+"""Encoded bytes of the definition of an event or instrument: its names, its title, its tick table.
+It fits a packet of market data."""
+
+CHANNELS_MAX: Final = 64
+"""Channels of market data: each costs a multicast group, and consumers filter about so many."""
 
 ENTRY_HEAD_SIZE: Final = 40
 """Bytes before the payload of a command or event entry."""
@@ -97,10 +105,16 @@ COMMAND_PAYLOAD_SIZE_MAX: Final = 4_096
 EVENTS_SIZE_MAX: Final = 2 * 1024 * 1024
 """Event entries of one batch."""
 
-COMMAND_EVENTS_SIZE_MAX: Final = (2 * WORK_PER_COMMAND_MAX + 4) * (
+EVENTS_PER_WORK: Final = 4
+"""Of one fill: two reports and two messages of market data. A cancel or an expiry has fewer."""
+
+EVENTS_PER_COMMAND: Final = 4
+"""Beside its work: the answer to a replace, its deletion, and what rests or is canceled of it."""
+
+COMMAND_EVENTS_SIZE_MAX: Final = (EVENTS_PER_WORK * WORK_PER_COMMAND_MAX + EVENTS_PER_COMMAND) * (
     ENTRY_HEAD_SIZE + REPORT_SIZE_MAX
-)
-"""Most event bytes that one command can cause: two fills per unit of work, and its answers."""
+) + (ENTRY_HEAD_SIZE + DEFINITION_SIZE_MAX)
+"""Most event bytes that one command can cause: its work, its answers, and one definition."""
 
 assert PAYOUT_MAX * (ORDER_CASH_MAX // PAYOUT_MAX) <= ORDER_CASH_MAX <= POSITION_CASH_MAX
 assert 2 * POSITION_CASH_MAX + ORDER_CASH_MAX < NUMBER_MAX

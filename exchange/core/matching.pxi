@@ -17,19 +17,20 @@ cdef int order_close(State* s, uint32_t slot) except -1:
 
 
 cdef int resting_remove(State* s, uint32_t slot) except -1:
-    """Take a resting order out: book, open share, indexes, slot."""
+    """Take a resting order out without a trade: book, open share, indexes, slot."""
     cdef Order* order = order_at(s, slot)
     cdef Instrument* instrument = instrument_at(s, order.instrument)
     cdef Position* row = position_at(s, order.position)
     book_remove(s, slot)
     open_change(row, instrument, order.side, order.price, -order.leaves)
     position_refresh(s, row, instrument.payout)
+    publish_deleted(s, order)
     return order_close(s, slot)
 
 
 cdef int trade(State* s, Instrument* instrument, Level* level, Order* incoming,
                Order* resting) except -1:
-    """One match at the resting order's price: quantities, positions, cash, two fills."""
+    """One match at the resting order's price: quantities, positions, cash, fills, public trade."""
     cdef int64_t quantity = min(incoming.leaves, resting.leaves)
     cdef int64_t price = resting.price
     cdef Position* incoming_row = position_at(s, incoming.position)
@@ -59,7 +60,7 @@ cdef int trade(State* s, Instrument* instrument, Level* level, Order* incoming,
     assert available_of(account_at(s, resting.account)) >= 0, "resting account overdrawn"
     report_filled(s, resting, trade_id, price, quantity, LIQUIDITY_ADDED)
     report_filled(s, incoming, trade_id, price, quantity, LIQUIDITY_REMOVED)
-    return 0
+    return publish_trade(s, resting, trade_id, quantity, incoming.side)
 
 
 cdef int match(State* s, uint32_t slot, int64_t work) except -1:
@@ -96,7 +97,8 @@ cdef int incoming_finish(State* s, uint32_t slot, Request* request) except -1:
     if order.is_open:
         if not order.is_registered:
             order_register(s, slot)
-        return book_insert(s, slot)
+        book_insert(s, slot)
+        return publish_added(s, order)
     report_canceled(s, order.session, order, request.number, request.gateway_time_ns,
                     request.client_time_ns, REASON_IMMEDIATE_REMAINDER)
     return order_close(s, slot)

@@ -302,6 +302,13 @@ cdef int reidentify(State* s, uint32_t slot, int64_t client_order_id) except -1:
     return table_add(&s.by_client_order_id, <uint64_t>client_order_id, order.session, slot)
 
 
+cdef inline bint would_match(Instrument* instrument, Order* order) noexcept nogil:
+    """Whether a limit order meets anything on the opposite side at its price."""
+    cdef BookSide* opposite = &instrument.sides[2 - order.side]
+    return (opposite.count > 0
+            and opposite.levels[opposite.count - 1].key >= level_key(3 - order.side, order.price))
+
+
 cdef int apply_replace(State* s, Request* request, ReplaceOrder* m) except -1:
     cdef Reject refusal
     cdef uint32_t slot
@@ -324,7 +331,8 @@ cdef int apply_replace(State* s, Request* request, ReplaceOrder* m) except -1:
         open_change(row, instrument, order.side, order.price, leaves - order.leaves)
         position_refresh(s, row, instrument.payout)
         order.leaves = leaves
-        return report_replaced(s, request, order, target, 1)
+        report_replaced(s, request, order, target, 1)
+        return publish_reduced(s, order)
     book_remove(s, slot)
     open_change(row, instrument, order.side, order.price, -order.leaves)
     order.price = m.price
@@ -332,4 +340,9 @@ cdef int apply_replace(State* s, Request* request, ReplaceOrder* m) except -1:
     open_change(row, instrument, order.side, order.price, order.leaves)
     position_refresh(s, row, instrument.payout)
     report_replaced(s, request, order, target, 0)
+    if not would_match(instrument, order):
+        book_insert(s, slot)
+        return publish_replaced(s, order)
+    # It matches first: a book that still showed it would be crossed until then.
+    publish_deleted(s, order)
     return incoming_run(s, slot, request)

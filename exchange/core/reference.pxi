@@ -7,16 +7,25 @@ cdef int open_tables(State* s, uint64_t seed) except -1:
 
 
 cdef uint32_t account_add(State* s, uint32_t participant, uint32_t currency) except 0:
+    cdef Participant* owner
+    s.participants = <Participant*>grow(
+        s.participants, &s.participant_capacity, sizeof(Participant), <int64_t>participant + 1)
     s.accounts = <Account*>grow(
         s.accounts, &s.account_capacity, sizeof(Account), <int64_t>s.account_count + 2)
     s.account_count += 1
     s.accounts[s.account_count].participant = participant
     s.accounts[s.account_count].currency = currency
+    owner = &s.participants[participant]
+    if owner.last_account != 0:
+        account_at(s, owner.last_account).next_account = s.account_count
+    else:
+        owner.first_account = s.account_count
+    owner.last_account = s.account_count
     return s.account_count
 
 
 cdef uint32_t instrument_add(State* s, uint32_t currency, int64_t floor_price, int64_t cap_price,
-                             int64_t quantity_step) except 0:
+                             int64_t quantity_step, uint32_t channel) except 0:
     cdef Instrument* instrument
     s.instruments = <Instrument*>grow(
         s.instruments, &s.instrument_capacity, sizeof(Instrument),
@@ -32,6 +41,8 @@ cdef uint32_t instrument_add(State* s, uint32_t currency, int64_t floor_price, i
     instrument.quantity_max = ORDER_CASH_MAX // instrument.payout
     instrument.position_max = POSITION_CASH_MAX // instrument.payout
     instrument.phase = PHASE_OPEN
+    instrument.channel = channel
+    assert 1 <= channel <= CHANNELS, "an instrument's market data has a channel"
     return s.instrument_count
 
 

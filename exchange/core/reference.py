@@ -14,9 +14,10 @@ import msgspec
 
 from exchange.core import limits
 from exchange.core.hot import Hot
-from protocol import admin, records, transport
+from protocol import admin, market_data, records, transport
 from protocol.base import Message
 from protocol.codes import EventKind, Phase, RejectCode, Role
+from protocol.order_entry import Report
 
 __all__ = ["KeyState", "Reference", "SessionState"]
 
@@ -73,6 +74,17 @@ class Refused(NamedTuple):
     limit: int = 0
 
 
+class ListedEvent(msgspec.Struct, array_like=True):
+    """An event; its instrument is 0 until one is listed."""
+
+    symbol: str
+    kind: int
+    title: str
+    currency: int
+    channel: int
+    instrument: int = 0
+
+
 class Names(msgspec.Struct):
     """Everything that the cold ring remembers; lists are indexed by id - 1.
 
@@ -82,12 +94,13 @@ class Names(msgspec.Struct):
 
     venue: str = ""
     rules_version: int = 0
+    epoch: int = 0
     bounds: dict[str, int] = {}
     participants: list[str] = []
     accounts: list[tuple[int, str]] = []
     keys: list[tuple[bytes, int, int]] = []
     currencies: list[str] = []
-    events: list[tuple[str, int, str, int, int]] = []
+    events: list[ListedEvent] = []
     instruments: list[tuple[int, str, str]] = []
     sessions: list[tuple[int, str]] = []
 
@@ -117,7 +130,7 @@ class Reference:
         self.participant_ids = {name: i for i, name in enumerate(names.participants, 1)}
         self.account_ids = {name: i for i, name in enumerate(names.accounts, 1)}
         self.key_ids = {key[0]: i for i, key in enumerate(names.keys, 1)}
-        self.event_ids = {event[0]: i for i, event in enumerate(names.events, 1)}
+        self.event_ids = {event.symbol: i for i, event in enumerate(names.events, 1)}
         self.instrument_ids = {one[1]: i for i, one in enumerate(names.instruments, 1)}
         self.session_ids = {name: i for i, name in enumerate(names.sessions, 1)}
         self._session_counts = Counter(participant for participant, _ in names.sessions)
@@ -144,6 +157,7 @@ class Reference:
         names = self.names
         names.venue = m.venue
         names.rules_version = m.rules_version
+        names.epoch = m.epoch
         names.bounds = {name: getattr(m, name) for name in limits.GENESIS_CEILINGS}
         bounds = (
             m.accounts_max,
@@ -241,6 +255,41 @@ class Reference:
             hot.report(session, _encode(admin.AdminRejected(*head, *outcome)))
         else:
             hot.report(session, _encode(admin.AdminAccepted(*head, outcome)))
+            self._publish(message, outcome)
+
+    def _publish(self, message: Message, accepted_id: int) -> None:
+        """Tell everybody of what was listed, halted or resumed."""
+        head = (self.hot.sequence, self.hot.time_ns, accepted_id)
+        match message:
+            case admin.Event():
+                event = self.names.events[accepted_id - 1]
+                public: Report = market_data.EventDefinition(
+                    *head,
+                    message.symbol,
+                    message.kind,
+                    message.title,
+                    message.currency,
+                    event.channel,
+                )
+            case admin.Instrument():
+                event = self.names.events[message.event_id - 1]
+                public = market_data.InstrumentDefinition(
+                    *head,
+                    event_id=message.event_id,
+                    symbol=message.symbol,
+                    title=message.title,
+                    floor_price=message.floor_price,
+                    cap_price=message.cap_price,
+                    tick_table=message.tick_table,
+                    quantity_step=message.quantity_step,
+                    phase=self.hot.phase(accepted_id),
+                )
+            case admin.Halt() | admin.Resume():
+                event = self.names.events[self.names.instruments[accepted_id - 1][0] - 1]
+                public = market_data.InstrumentStatus(*head, self.hot.phase(accepted_id))
+            case _:
+                return
+        self.hot.publish(event.channel, _encode(public))
 
     def _participant(self, m: admin.Participant) -> int | Refused:
         names = self.names
@@ -314,10 +363,13 @@ class Reference:
             return Refused(RejectCode.UNSUPPORTED_VALUE, 2)
         if self._is_full_of_currencies(m.currency):
             return Refused(RejectCode.CAPACITY, 4, limits.CURRENCIES_MAX)
+        if not 1 <= m.channel <= limits.CHANNELS_MAX:
+            return Refused(RejectCode.INVALID_VALUE, 5, limits.CHANNELS_MAX)
         events_max = names.bounds["instruments_max"]
         if len(names.events) >= events_max:
             return Refused(RejectCode.CAPACITY, 0, events_max)
-        names.events.append((m.symbol, m.kind, m.title, self._currency(m.currency), 0))
+        currency = self._currency(m.currency)
+        names.events.append(ListedEvent(m.symbol, m.kind, m.title, currency, m.channel))
         self.event_ids[m.symbol] = len(names.events)
         return len(names.events)
 
@@ -328,10 +380,10 @@ class Reference:
         taken = self.instrument_ids.get(m.symbol)
         if taken:
             return Refused(RejectCode.DUPLICATE_NAME, 2, taken)
-        symbol, kind, title, currency, listed = names.events[m.event_id - 1]
-        if listed:
-            return Refused(RejectCode.INVALID_VALUE, 1, listed)
-        refused = _check_range(m, kind) or _check_ticks(m)
+        event = names.events[m.event_id - 1]
+        if event.instrument:
+            return Refused(RejectCode.INVALID_VALUE, 1, event.instrument)
+        refused = _check_range(m, event.kind) or _check_ticks(m)
         if refused:
             return refused
         if not 1 <= m.quantity_step <= limits.QUANTITY_STEP_MAX:
@@ -340,10 +392,10 @@ class Reference:
         if len(names.instruments) >= instruments_max:
             return Refused(RejectCode.CAPACITY, 0, instruments_max)
         instrument = self.hot.add_instrument(
-            currency, m.floor_price, m.cap_price, m.quantity_step, m.tick_table
+            event.currency, m.floor_price, m.cap_price, m.quantity_step, m.tick_table, event.channel
         )
         names.instruments.append((m.event_id, m.symbol, m.title))
-        names.events[m.event_id - 1] = (symbol, kind, title, currency, instrument)
+        event.instrument = instrument
         self.instrument_ids[m.symbol] = instrument
         assert instrument == len(names.instruments), "instrument ids are dense"
         return instrument

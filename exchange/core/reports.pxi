@@ -3,7 +3,7 @@
 # With the commands in `orders.pxi` this is the part of the hot core that knows messages; the field
 # order is that of protocol/order_entry.py.
 
-cdef int emit(State* s, int kind, uint32_t session, uint32_t connection, int64_t number,
+cdef int emit(State* s, uint32_t kind, uint32_t session, uint32_t connection, int64_t number,
               const uint8_t* payload, Py_ssize_t size) except -1:
     """Append one event entry with a payload that is already encoded."""
     cdef uint8_t* out = s.events + s.events_size
@@ -16,11 +16,16 @@ cdef int emit(State* s, int kind, uint32_t session, uint32_t connection, int64_t
     return 0
 
 
-cdef inline void write_event_head(uint8_t* out, Py_ssize_t length, int kind, uint32_t session,
+cdef inline uint32_t public_kind(uint32_t channel) noexcept nogil:
+    """Kind, flags and channel of a public event, as the word that they are in its head."""
+    return EVENT_MARKET_DATA | (channel << 16)
+
+
+cdef inline void write_event_head(uint8_t* out, Py_ssize_t length, uint32_t kind, uint32_t session,
                                   uint32_t connection, int64_t number, int64_t sequence,
                                   int64_t time_ns) noexcept nogil:
     put_u32(out, <uint32_t>length)
-    put_u32(out + 4, <uint32_t>kind)            # kind, flags 0, channel 0
+    put_u32(out + 4, kind)                      # private: flags 0, channel 0
     put_u32(out + 8, session)
     put_u32(out + 12, connection)
     put_u64(out + 16, <uint64_t>number)

@@ -6,9 +6,9 @@
 
 cdef void write_command_head(uint8_t* out, Py_ssize_t length, int kind, uint32_t session,
                              uint32_t connection, int64_t number, int64_t gateway_time_ns,
-                             int64_t time_ns) noexcept nogil:
+                             int64_t time_ns, uint16_t budget) noexcept nogil:
     put_u32(out, <uint32_t>length)
-    put_u32(out + 4, <uint32_t>kind | (<uint32_t>BUDGET_NOT_MEASURED << 16))
+    put_u32(out + 4, <uint32_t>kind | (<uint32_t>budget << 16))
     put_u32(out + 8, session)
     put_u32(out + 12, connection)
     put_u64(out + 16, <uint64_t>number)
@@ -18,17 +18,18 @@ cdef void write_command_head(uint8_t* out, Py_ssize_t length, int kind, uint32_t
 
 cdef bint has_room(State* s, Py_ssize_t payload_size) noexcept nogil:
     """Whether the open batch has room for one more command and the most that it can cause."""
-    cdef Py_ssize_t events = (2 * s.limits.work_per_command_max + 4) * EVENT_SIZE_MAX
+    cdef Py_ssize_t events = DEFINITION_ENTRY_SIZE_MAX + EVENT_SIZE_MAX * (
+        EVENTS_PER_WORK * s.limits.work_per_command_max + EVENTS_PER_COMMAND)
     return (s.commands_size + ENTRY_HEAD + payload_size <= COMMANDS_SIZE
             and s.events_size + events <= EVENTS_SIZE)
 
 
 cdef int append(State* s, int kind, uint32_t session, uint32_t connection, int64_t number,
                 int64_t gateway_time_ns, int64_t time_ns, const uint8_t* payload,
-                Py_ssize_t size) noexcept nogil:
+                Py_ssize_t size, uint16_t budget) noexcept nogil:
     cdef uint8_t* out = s.commands + s.commands_size
     write_command_head(out, ENTRY_HEAD + size, kind, session, connection, number,
-                       gateway_time_ns, time_ns)
+                       gateway_time_ns, time_ns, budget)
     memcpy(out + ENTRY_HEAD, payload, size)
     s.commands_size += ENTRY_HEAD + size
     s.batch_count += 1
@@ -87,7 +88,7 @@ cdef int sequence_own(State* s, uint8_t tag, int64_t time_ns) except -1:
     cdef uint8_t[2] payload
     payload[0] = ONE_FIELD_ARRAY
     payload[1] = tag
-    append(s, FROM_VENUE, 0, 0, 0, 0, time_ns, payload, 2)
+    append(s, FROM_VENUE, 0, 0, 0, 0, time_ns, payload, 2, BUDGET_NOT_MEASURED)
     begin(s, time_ns)
     return apply_venue(s, tag)
 
@@ -117,6 +118,7 @@ cdef class Hot:
     """State, books and batch of one venue; `exchange.core.engine` wraps it."""
 
     def __cinit__(self, cold: object) -> None:
+        cdef int channel
         self.cold = cold
         self.state = <State*>calloc(1, sizeof(State))
         if self.state == NULL:
@@ -128,6 +130,8 @@ cdef class Hot:
         self.state.next_order_id = 1
         self.state.next_trade_id = 1
         self.state.batch_first = 1
+        for channel in range(1, CHANNELS + 1):
+            self.state.next_public[channel] = 1
         # Until Genesis says otherwise; has_room needs a bound.
         self.state.limits.work_per_command_max = 1
 
@@ -142,6 +146,7 @@ cdef class Hot:
         free(s.orders)
         free(s.instruments)
         free(s.accounts)
+        free(s.participants)
         free(s.positions)
         free(s.sessions)
         free(s.deadlines)
@@ -156,15 +161,15 @@ cdef class Hot:
 
     cdef int64_t submit_hot(
             self, uint32_t session, uint32_t connection, int64_t number, int64_t gateway_time_ns,
-            int64_t now_ns, const uint8_t* payload, Py_ssize_t size,
-            HotCommand* command) except -1:
+            int64_t now_ns, const uint8_t* payload, Py_ssize_t size, HotCommand* command,
+            uint16_t budget) except -1:
         cdef State* s = self.state
         cdef int64_t time_ns = now_ns if now_ns > s.time_ns else s.time_ns
         cdef int64_t sequence
         if not settle(s, time_ns) or not has_room(s, size):
             return 0
         append(s, FROM_CLIENT, session, connection, number, gateway_time_ns, time_ns,
-               payload, size)
+               payload, size, budget)
         begin(s, time_ns)
         sequence = s.sequence
         apply_hot(s, session, number, gateway_time_ns, command)
@@ -182,7 +187,7 @@ cdef class Hot:
         assert ENTRY_HEAD + size <= COMMANDS_SIZE, "a payload that no record holds"
         if kind == FROM_CLIENT and decode_command(data, size, &command) == DECODED:
             return self.submit_hot(session, connection, number, gateway_time_ns, now_ns,
-                                   data, size, &command)
+                                   data, size, &command, BUDGET_NOT_MEASURED)
         if kind == FROM_VENUE and is_own_command(data, size) and data[1] == TAG_VENUE_STARTED:
             # Recovery: pending work first, but no deadline before every grace is set anew.
             if not continue_pending(s, time_ns) or not has_room(s, size):
@@ -191,7 +196,8 @@ cdef class Hot:
             return s.sequence
         if not settle(s, time_ns) or not has_room(s, size):
             return 0
-        append(s, kind, session, connection, number, gateway_time_ns, time_ns, data, size)
+        append(s, kind, session, connection, number, gateway_time_ns, time_ns, data, size,
+               BUDGET_NOT_MEASURED)
         begin(s, time_ns)
         sequence = s.sequence
         self.apply_cold(kind, session, connection, number, gateway_time_ns, payload)
@@ -307,6 +313,15 @@ cdef class Hot:
              <const uint8_t*>PyBytes_AS_STRING(payload), len(payload))
         receiver.next_number += 1
 
+    def publish(self, uint32_t channel, bytes payload) -> None:
+        """Put an encoded public message on a channel of the market data."""
+        cdef State* s = self.state
+        assert 1 <= channel <= CHANNELS, "a public message has a channel"
+        assert len(payload) <= limits.DEFINITION_SIZE_MAX, "has_room counts on less"
+        emit(s, public_kind(channel), 0, 0, s.next_public[channel],
+             <const uint8_t*>PyBytes_AS_STRING(payload), len(payload))
+        s.next_public[channel] += 1
+
     def answer(self, uint32_t session, uint32_t connection, int64_t number,
                bytes payload) -> None:
         """Answer a log-on: an event that is not numbered."""
@@ -322,9 +337,9 @@ cdef class Hot:
         return account_add(self.state, participant, currency)
 
     def add_instrument(self, uint32_t currency, int64_t floor_price, int64_t cap_price,
-                       int64_t quantity_step, ticks: object) -> int:
+                       int64_t quantity_step, ticks: object, uint32_t channel) -> int:
         cdef uint32_t index = instrument_add(
-            self.state, currency, floor_price, cap_price, quantity_step)
+            self.state, currency, floor_price, cap_price, quantity_step, channel)
         cdef Instrument* instrument = &self.state.instruments[index]
         cdef uint32_t row
         for start, size in ticks:
@@ -431,6 +446,23 @@ cdef class Hot:
     def open_order_count(self) -> int:
         return self.state.open_order_count
 
+    def next_public(self, uint32_t channel) -> int:
+        """Next number of a channel of the market data."""
+        assert 1 <= channel <= CHANNELS, "a channel that cannot be"
+        return self.state.next_public[channel]
+
+    def session_orders(self, uint32_t session) -> bytes:
+        """Rows of ten words; `exchange.core.engine` says which."""
+        return gather(self.state, add_session_orders, session)
+
+    def positions(self, uint32_t participant) -> bytes:
+        """Rows of three words: account, instrument, quantity."""
+        return gather(self.state, add_positions, participant)
+
+    def balances(self, uint32_t participant) -> bytes:
+        """Rows of three words: account, cash, requirement."""
+        return gather(self.state, add_balances, participant)
+
     # State as bytes.
 
     def save(self) -> bytes:
@@ -466,6 +498,15 @@ cdef class Hot:
 
     def books(self) -> bytes:
         return book_words(self.state)
+
+    def public_books(self) -> bytes:
+        cdef Words words
+        memset(&words, 0, sizeof(Words))
+        try:
+            add_public_books(self.state, &words)
+            return words_bytes(&words)
+        finally:
+            free(words.items)
 
     def check(self) -> None:
         """Assert what must hold between commands: ledger, positions, collateral, books."""

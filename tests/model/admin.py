@@ -6,8 +6,10 @@ Each handler returns the id that its answer carries, or the first check that fai
 from protocol import admin
 from protocol.codes import EventKind, RejectCode, Role
 from tests.model.collateral import available, deposit, withdraw
+from tests.model.market_data import publish_event, publish_instrument, publish_status
 from tests.model.state import (
     CASH_MAX,
+    CHANNELS_MAX,
     CURRENCIES_MAX,
     PRICE_MAX,
     QUANTITY_STEP_MAX,
@@ -41,7 +43,7 @@ ADMIN_KEY_ID = 1
 
 
 def administer(state: State, message: AdminMessage, request: Request) -> None:
-    """Apply an admin command and answer it."""
+    """Apply an admin command, answer it, and tell everybody what concerns all."""
     request_tag = message.__struct_config__.tag
     assert isinstance(request_tag, int), "messages have integer tags"
     if state.sessions[request.session_id].roles & Role.ADMIN:
@@ -72,6 +74,18 @@ def administer(state: State, message: AdminMessage, request: Request) -> None:
                 id=answer,
             ),
         )
+        publish_change(state, message, answer)
+
+
+def publish_change(state: State, message: AdminMessage, accepted_id: int) -> None:
+    """Show everybody what was listed, halted or resumed."""
+    match message:
+        case admin.Event():
+            publish_event(state, accepted_id)
+        case admin.Instrument():
+            publish_instrument(state, accepted_id)
+        case admin.Halt() | admin.Resume():
+            publish_status(state, accepted_id)
 
 
 def apply_admin(state: State, message: AdminMessage) -> int | Reject:
@@ -162,11 +176,20 @@ def add_event(state: State, message: admin.Event) -> int | Reject:
         return Reject(RejectCode.UNSUPPORTED_VALUE, 2, 0)
     if is_currency_too_many(state, message.currency):
         return Reject(RejectCode.CAPACITY, 4, CURRENCIES_MAX)
+    if not 1 <= message.channel <= CHANNELS_MAX:
+        return Reject(RejectCode.INVALID_VALUE, 5, CHANNELS_MAX)
     if len(state.events) >= state.limits.instruments_max:
         return Reject(RejectCode.CAPACITY, 0, state.limits.instruments_max)
     state.outside.setdefault(message.currency, 0)
     event_id = len(state.events) + 1
-    state.events[event_id] = Event(event_id, message.symbol, message.kind, message.currency)
+    state.events[event_id] = Event(
+        event_id,
+        message.symbol,
+        message.kind,
+        message.title,
+        message.currency,
+        message.channel,
+    )
     return event_id
 
 
@@ -192,6 +215,7 @@ def add_instrument(state: State, message: admin.Instrument) -> int | Reject:
         instrument_id,
         message.event_id,
         message.symbol,
+        message.title,
         event.currency,
         message.floor_price,
         message.cap_price,

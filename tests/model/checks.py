@@ -1,14 +1,14 @@
-"""What must hold after every command, and the digest of the books that the engine also makes."""
+"""What must hold after every command, and the digests of the books that the engine also makes."""
 
 import hashlib
 import struct
 
-from protocol.codes import Side
+from protocol.codes import Phase, Side
 from tests.model.collateral import available
 from tests.model.matching import own_side
 from tests.model.state import State
 
-__all__ = ["book_digest", "check_invariants"]
+__all__ = ["book_digest", "check_invariants", "public_digest"]
 
 POSITIONS_WORD = -1
 CASH_WORD = -2
@@ -58,5 +58,23 @@ def book_digest(state: State) -> str:
     words.append(CASH_WORD)
     for account_id, account in sorted(state.accounts.items()):
         words += [account_id, account.cash]
+    return digest_of(words)
+
+
+def public_digest(state: State) -> str:
+    """BLAKE2b-256 (hex) over phases and books, order by order, as the market data tells them."""
+    words: list[int] = []
+    for instrument_id in sorted(state.instruments):
+        buys = own_side(state, instrument_id, Side.BUY)
+        sells = own_side(state, instrument_id, Side.SELL)
+        phase = Phase.HALTED if state.instruments[instrument_id].is_halted else Phase.OPEN
+        words += [instrument_id, phase, len(buys), len(sells)]
+        for order in buys + sells:
+            assert order.price is not None, "only limit orders rest"
+            words += [order.order_id, order.price, order.leaves]
+    return digest_of(words)
+
+
+def digest_of(words: list[int]) -> str:
     image = struct.pack(f"<{len(words)}q", *words)
     return hashlib.blake2b(image, digest_size=32).hexdigest()

@@ -6,9 +6,19 @@ Price first, then time of resting; every trade at the resting order's price.
 from protocol.codes import CancelReason, Liquidity
 from protocol.order_entry import OrderCanceled, OrderFilled
 from tests.model.collateral import pay
+from tests.model.market_data import publish_added, publish_trade
 from tests.model.state import Order, Request, State
 
-__all__ = ["cancel_report", "counterparties", "dry_run", "levels", "match", "own_side", "queue"]
+__all__ = [
+    "cancel_report",
+    "counterparties",
+    "dry_run",
+    "levels",
+    "match",
+    "own_side",
+    "queue",
+    "rest",
+]
 
 
 def queue(orders: list[Order]) -> list[Order]:
@@ -82,17 +92,26 @@ def match(state: State, order: Order, request: Request) -> None:
 
 
 def settle_rest(state: State, order: Order, request: Request) -> None:
-    """What could not trade rests at the end of its level, or is canceled."""
+    """What could not trade rests and is shown to everybody, or is canceled."""
     if order.may_rest:
-        state.resting_count += 1
-        order.priority = state.resting_count
-        state.resting.append(order)
+        rest(state, order)
+        publish_added(state, order)
     else:
         cancel_report(state, order, request, CancelReason.IMMEDIATE_REMAINDER)
 
 
+def rest(state: State, order: Order) -> None:
+    """Put the order behind all others of its price."""
+    state.resting_count += 1
+    order.priority = state.resting_count
+    state.resting.append(order)
+
+
 def trade(state: State, resting: Order, order: Order) -> None:
-    """One match: positions and cash move, each side gets its report, the resting order's first."""
+    """One match: positions and cash move, each side gets its report, the resting order's first.
+
+    Then everybody sees what is left of the resting order, and the trade.
+    """
     assert resting.price is not None, "only limit orders rest"
     quantity = min(order.leaves, resting.leaves)
     resting.cumulative += quantity
@@ -108,6 +127,7 @@ def trade(state: State, resting: Order, order: Order) -> None:
     state.trade_count += 1
     fill_report(state, resting, resting.price, quantity, Liquidity.ADDED)
     fill_report(state, order, resting.price, quantity, Liquidity.REMOVED)
+    publish_trade(state, resting, quantity, aggressor_side=order.side)
 
 
 def fill_report(

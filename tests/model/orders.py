@@ -24,7 +24,16 @@ from tests.model.collateral import (
     open_quantity,
     row_with,
 )
-from tests.model.matching import cancel_report, dry_run, levels, match, own_side
+from tests.model.market_data import publish_deleted, publish_reduced, publish_replaced
+from tests.model.matching import (
+    cancel_report,
+    counterparties,
+    dry_run,
+    levels,
+    match,
+    own_side,
+    rest,
+)
 from tests.model.state import (
     ORDER_CASH_MAX,
     POSITION_CASH_MAX,
@@ -301,6 +310,7 @@ def cancel_order(state: State, message: CancelOrder, request: Request) -> None:
     if found.session_id != request.session_id:
         owner = Request(found.session_id, 0, 0, 0)
         cancel_report(state, found, owner, CancelReason.REQUESTED)
+    publish_deleted(state, found)
 
 
 def find_to_cancel(state: State, message: CancelOrder, request: Request) -> Order | Reject:
@@ -380,8 +390,13 @@ def replace_order(state: State, message: ReplaceOrder, request: Request) -> None
     )
     if keeps_priority(found, message):
         state.resting.append(order)
-    else:
+        publish_reduced(state, order)
+    elif counterparties(state, order):
+        publish_deleted(state, order)
         match(state, order, request)
+    else:
+        rest(state, order)
+        publish_replaced(state, order)
 
 
 def keeps_priority(order: Order, message: ReplaceOrder) -> bool:

@@ -14,6 +14,7 @@ from protocol.codes import (
 from protocol.order_entry import OrderExpired
 from protocol.records import Connect, Disconnect
 from protocol.transport import LogOnAccepted, LogOnRejected
+from tests.model.market_data import publish_deleted
 from tests.model.matching import cancel_report
 from tests.model.state import Reject, Request, Session, State
 
@@ -179,6 +180,7 @@ def expire(state: State, order_id: int) -> None:
             cumulative_quantity=order.cumulative,
         ),
     )
+    publish_deleted(state, order)
 
 
 def continue_canceling(state: State) -> None:
@@ -197,6 +199,7 @@ def cancel_session(state: State, units: int) -> int:
     for order in orders[:units]:
         state.resting.remove(order)
         cancel_report(state, order, Request(session_id, 0, 0, 0), CancelReason.DISCONNECT)
+        publish_deleted(state, order)
     if len(orders) <= units:
         state.canceling = None
     return max(0, units - len(orders))

@@ -12,10 +12,11 @@ from msgspec import Struct
 from msgspec.msgpack import encode
 
 from protocol.codes import RejectCode, Role, Side, TimeInForce
-from protocol.records import EVENT_HEAD, REPORT, SESSION, Genesis
+from protocol.records import EVENT_HEAD, MARKET_DATA, REPORT, SESSION, Genesis
 
 __all__ = [
     "CASH_MAX",
+    "CHANNELS_MAX",
     "CURRENCIES_MAX",
     "ORDER_CASH_MAX",
     "POSITION_CASH_MAX",
@@ -35,6 +36,7 @@ __all__ = [
     "State",
 ]
 
+CHANNELS_MAX: Final = 64
 CURRENCIES_MAX: Final = 16
 ORDER_CASH_MAX: Final = 10**15
 POSITION_CASH_MAX: Final = 10**16
@@ -62,7 +64,7 @@ class Request(NamedTuple):
 
 
 class EventOut(NamedTuple):
-    """One event of the core: head and message."""
+    """One event of the core: head and message. Public ones have a channel and no session."""
 
     kind: int
     session: int
@@ -71,6 +73,7 @@ class EventOut(NamedTuple):
     sequence: int
     time_ns: int
     message: Struct
+    channel: int = 0
 
     def encode(self) -> bytes:
         """The event entry: head and MessagePack payload."""
@@ -80,7 +83,7 @@ class EventOut(NamedTuple):
             length,
             self.kind,
             0,
-            0,
+            self.channel,
             self.session,
             self.connection,
             self.number,
@@ -119,7 +122,9 @@ class Event:
     event_id: int
     symbol: str
     kind: int
+    title: str
     currency: str
+    channel: int
 
 
 @dataclass
@@ -127,6 +132,7 @@ class Instrument:
     instrument_id: int
     event_id: int
     symbol: str
+    title: str
     currency: str
     floor_price: int
     cap_price: int
@@ -213,6 +219,8 @@ class State:
     trade_count: int = 0
     resting_count: int = 0
     """Priorities given so far."""
+    public_counts: dict[int, int] = field(default_factory=dict)
+    """By channel, public messages so far; a channel is here from its first one on."""
     outbox: list[EventOut] = field(default_factory=list)
 
     def report(self, session_id: int, message: Struct) -> None:
@@ -235,4 +243,16 @@ class State:
         """Answer a Connect; consumes no number of the stream."""
         self.outbox.append(
             EventOut(SESSION, session_id, connection, number, self.sequence, self.time_ns, message)
+        )
+
+    def channel_of(self, instrument_id: int) -> int:
+        """The channel of an instrument's event."""
+        return self.events[self.instruments[instrument_id].event_id].channel
+
+    def publish(self, channel: int, message: Struct) -> None:
+        """Put a public message on a channel under its next number."""
+        number = self.public_counts.get(channel, 0) + 1
+        self.public_counts[channel] = number
+        self.outbox.append(
+            EventOut(MARKET_DATA, 0, 0, number, self.sequence, self.time_ns, message, channel)
         )

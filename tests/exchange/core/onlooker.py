@@ -1,4 +1,4 @@
-"""An onlooker who only reads reports: tells them in words, and adds up what they say.
+"""An onlooker who only reads reports: tells events in words, and adds up what reports say.
 
 Books, cash and positions of a scenario come from here, not from the venue, so that the reports
 alone must be enough to know them.
@@ -9,9 +9,17 @@ from typing import Final
 
 from msgspec import Struct
 
-from protocol import admin, order_entry, transport
+from protocol import admin, market_data, order_entry, transport
 from protocol.admin import AdminAccepted, AdminRejected
-from protocol.codes import CancelReason, Liquidity, RejectCode, Side, TimeInForce
+from protocol.codes import (
+    CancelReason,
+    EventKind,
+    Liquidity,
+    Phase,
+    RejectCode,
+    Side,
+    TimeInForce,
+)
 from protocol.order_entry import (
     CancelRejected,
     NewOrder,
@@ -24,7 +32,16 @@ from protocol.order_entry import (
 )
 from protocol.transport import LogOn, LogOnAccepted, LogOnRejected
 
-__all__ = ["CASH", "PRICE", "QUANTITY", "Onlooker", "parse_decimal", "show_decimal", "tell"]
+__all__ = [
+    "CASH",
+    "PRICE",
+    "QUANTITY",
+    "Onlooker",
+    "parse_decimal",
+    "show_decimal",
+    "tell",
+    "tell_public",
+]
 
 PRICE: Final = 4
 QUANTITY: Final = 2
@@ -110,6 +127,51 @@ def tell(message: Struct) -> str:
             return tell_reject(message, message.request_tag)
     assert isinstance(message, LogOnRejected), f"nobody knows how to tell {message}"
     return tell_reject(message, LogOn.__struct_config__.tag)
+
+
+def tell_public(message: Struct) -> str:
+    """A message of the market data in the words of a scenario; ids are the venue's."""
+    match message:
+        case market_data.EventDefinition():
+            kind = EventKind(message.kind).name.lower()
+            return f"event {message.event_id} {message.symbol} {kind} {message.currency}"
+        case market_data.InstrumentDefinition():
+            prices = f"{show_price(message.floor_price)} to {show_price(message.cap_price)}"
+            ticks = ", ".join(
+                f"{show_price(size)} from {show_price(start)}" for start, size in message.tick_table
+            )
+            step = show_quantity(message.quantity_step)
+            name = f"{message.instrument_id} {message.symbol} of event {message.event_id}"
+            phase = Phase(message.phase).name.lower()
+            return f"instrument {name} {prices} tick {ticks} step {step} {phase}"
+        case market_data.InstrumentStatus():
+            return f"instrument {message.instrument_id} {Phase(message.phase).name.lower()}"
+    return tell_book_change(message)
+
+
+def tell_book_change(message: Struct) -> str:
+    """Orders that everybody sees, and trades."""
+    match message:
+        case market_data.OrderAdded():
+            side = Side(message.side).name.lower()
+            what = f"{show_quantity(message.quantity)} @ {show_price(message.price)}"
+            return f"added {message.order_id} {side} {what}"
+        case market_data.OrderExecuted():
+            quantity, leaves = message.quantity, message.leaves_quantity
+            return (
+                f"executed {message.order_id} {show_quantity(quantity)}"
+                f" leaves {show_quantity(leaves)} trade {message.trade_id}"
+            )
+        case market_data.OrderReduced():
+            return f"reduced {message.order_id} to {show_quantity(message.quantity)}"
+        case market_data.OrderDeleted():
+            return f"deleted {message.order_id}"
+        case market_data.OrderReplaced():
+            what = f"{show_quantity(message.quantity)} @ {show_price(message.price)}"
+            return f"replaced {message.order_id} {what}"
+    assert isinstance(message, market_data.Trade), f"nobody knows how to tell {message}"
+    what = f"{show_quantity(message.quantity)} @ {show_price(message.price)}"
+    return f"trade {message.trade_id} {what} by {Side(message.aggressor_side).name.lower()}"
 
 
 def tell_reject(

@@ -2,6 +2,8 @@
 
 A line is `[clock] who does what -> event`; further events follow on lines that begin with `->`,
 in order, and nothing else may happen. Names of sessions stand before events of other sessions.
+A scenario that begins with `public` has the market data too: `public added 1 buy 10 @ 0.40`, with
+the channel, `public 2 added ...`, when that is not 1.
 Prices, quantities and cash are decimals as people write them. Set-up lines, without events:
 
     limits work 2 levels 3 orders 9 orders-per-account 4 positions 8
@@ -9,8 +11,11 @@ Prices, quantities and cash are decimals as people write them. Set-up lines, wit
     trader alice 100.00 [cancel never|on-disconnect|on-log-out|always] [grace 5s]
     session desk of alice [cancel-only] [cancel ...] [grace ...]
 
+`operator event RAIN binary [channel 2]` and `operator instrument RAIN on RAIN [tick 0.01] [step 1]`
+list what the scenario wants to see listed.
+
 `book`, `cash` and `position` ask what the reports so far add up to; `cash` also asks the venue
-what is available.
+what is available. The book must also be what the market data alone adds up to.
 """
 
 from collections.abc import Callable
@@ -35,6 +40,7 @@ from protocol.order_entry import CancelOrder, NewOrder, ReplaceOrder
 from protocol.records import (
     FROM_CLIENT,
     FROM_VENUE,
+    MARKET_DATA,
     Connect,
     Continuation,
     Disconnect,
@@ -52,10 +58,13 @@ from tests.exchange.core.onlooker import (
     show_price,
     show_quantity,
     tell,
+    tell_public,
 )
+from tests.exchange.core.public_books import PublicBooks
 from tests.exchange.core.side_by_side import commands_of, events_of
 from tests.exchange.core.strategies import Step
 from tests.model.model import Command, decode
+from tests.model.state import EventOut
 
 __all__ = ["Line", "Scenario", "Venue", "read"]
 
@@ -141,6 +150,10 @@ class Scenario:
     transfers: dict[int, int] = field(default_factory=dict)
     """By account id, deposits less withdrawals."""
     onlooker: Onlooker = field(default_factory=Onlooker)
+    public_books: PublicBooks = field(default_factory=PublicBooks)
+    is_public: bool = False
+    """Whether market data is told."""
+    event_symbols: list[str] = field(default_factory=list)
 
     def run(self, words: list[str]) -> list[str]:
         """What happens, in the words of the table."""
@@ -149,6 +162,7 @@ class Scenario:
             words = words[1:]
         verbs: dict[str, Callable[[list[str]], list[str]]] = {
             "limits": self._set_limits,
+            "public": self._tell_public,
             "instrument": self._list_instrument,
             "trader": self._admit_trader,
             "session": self._add_session,
@@ -169,11 +183,15 @@ class Scenario:
         self.limits = {LIMITS[name]: int(value) for name, value in options_of(words).items()}
         return []
 
+    def _tell_public(self, _: list[str]) -> list[str]:
+        self.is_public = True
+        return []
+
     def _start(self) -> None:
         """Genesis and the operator's log-on, before the first line that needs a venue."""
         if OPERATOR not in self.clients:
-            limits = {**dict.fromkeys(Genesis.__struct_fields__[3:], 100), **self.limits}
-            self._from_venue("", 0, 0, Genesis("brier", bytes(32), 1, **limits))
+            limits = {**dict.fromkeys(Genesis.__struct_fields__[3:-1], 100), **self.limits}
+            self._from_venue("", 0, 0, Genesis("brier", bytes(32), 2, **limits, epoch=1 << 20))
             self.clients[OPERATOR] = Client(1, 1, 1, 0)
             self._connect(OPERATOR, [])
 
@@ -184,15 +202,24 @@ class Scenario:
         if kind == "scalar":
             floor_price, cap_price = parse_decimal(rest[0], PRICE), parse_decimal(rest[2], PRICE)
             rest = rest[3:]
-        options = options_of(rest)
+        self._set_up(self._event(symbol, kind, []))
+        self._set_up(self._instrument(symbol, symbol, floor_price, cap_price, options_of(rest)))
+        return []
+
+    def _event(self, symbol: str, kind: str, words: list[str]) -> admin.Event:
+        self.event_symbols.append(symbol)
+        channel = int(options_of(words).get("channel", "1"))
+        return admin.Event(symbol, EventKind[kind.upper()], symbol, "USD", channel)
+
+    def _instrument(
+        self, symbol: str, event: str, floor_price: int, cap_price: int, options: dict[str, str]
+    ) -> admin.Instrument:
         ticks = [(floor_price, parse_decimal(options.get("tick", "0.01"), PRICE))]
         step = parse_decimal(options.get("step", "1"), QUANTITY)
         self.symbols.append(symbol)
-        number = len(self.symbols)
-        self.onlooker.floor_prices[number] = floor_price
-        self._set_up(admin.Event(symbol, EventKind[kind.upper()], symbol, "USD"))
-        self._set_up(admin.Instrument(number, symbol, symbol, floor_price, cap_price, ticks, step))
-        return []
+        self.onlooker.floor_prices[len(self.symbols)] = floor_price
+        event_id = self.event_symbols.index(event) + 1
+        return admin.Instrument(event_id, symbol, symbol, floor_price, cap_price, ticks, step)
 
     def _admit_trader(self, words: list[str]) -> list[str]:
         """A participant with one account, one key and one session."""
@@ -225,7 +252,7 @@ class Scenario:
 
     def _set_up(self, message: Struct) -> None:
         """Have the operator do something that must succeed."""
-        [answer] = self._from_client(OPERATOR, message)
+        answer, *_ = self._from_client(OPERATOR, message)
         assert answer.startswith("done"), answer
 
     # -- Commands
@@ -269,8 +296,13 @@ class Scenario:
         return self.symbols.index(symbol) + 1 if symbol in self.symbols else 99
 
     def _operate(self, words: list[str]) -> list[str]:
-        """`halt RAIN`, `resume RAIN`, `deposit alice 2 5.00`, `withdraw alice 3 5.00`."""
+        """`halt RAIN`, `resume RAIN`, `deposit alice 2 5.00`, `withdraw alice 3 5.00`, listings."""
         verb, name, *rest = words
+        if verb == "event":
+            return self._from_client(OPERATOR, self._event(name, rest[0], rest[1:]))
+        if verb == "instrument":
+            instrument = self._instrument(name, rest[1], 0, 10_000, options_of(rest[2:]))
+            return self._from_client(OPERATOR, instrument)
         if verb in ("halt", "resume"):
             change = admin.Halt if verb == "halt" else admin.Resume
             return self._from_client(OPERATOR, change(self._instrument_id(name)))
@@ -320,11 +352,17 @@ class Scenario:
             for event in events_of(events):
                 if event.sequence == sequence:
                     self.onlooker.read(event.session, event.message)
-                    name = self._name_of(event.session)
-                    happened.append(
-                        f"{'' if name == actor else name} {tell(event.message)}".strip()
-                    )
+                    happened += self._tell(event, actor)
+        self.public_books.read_all(events_of(events))
         return happened
+
+    def _tell(self, event: EventOut, actor: str) -> list[str]:
+        """A line about an event; none for market data in a scenario that is not about it."""
+        if event.kind == MARKET_DATA:
+            channel = "" if event.channel == 1 else f" {event.channel}"
+            return [f"public{channel} {tell_public(event.message)}"] if self.is_public else []
+        name = self._name_of(event.session)
+        return [f"{'' if name == actor else name} {tell(event.message)}".strip()]
 
     def _name_of(self, session_id: int) -> str:
         return next(name for name, one in self.clients.items() if one.session_id == session_id)
@@ -333,10 +371,18 @@ class Scenario:
 
     def _show_book(self, words: list[str]) -> list[str]:
         """One line per order, buys first: side, leaves, price, session."""
+        instrument_id = self._instrument_id(words[0])
+        orders = self.onlooker.book(instrument_id)
+        shown = [
+            (order.side, order.price, order.quantity)
+            for side in Side
+            for order in self.public_books.side(instrument_id, side)
+        ]
+        assert shown == [(order.side, order.price, order.leaves) for order in orders]
         return [
             f"{Side(order.side).name.lower()} {show_quantity(order.leaves)}"
             f" @ {show_price(order.price)} {self._name_of(order.session_id)}"
-            for order in self.onlooker.book(self._instrument_id(words[0]))
+            for order in orders
         ]
 
     def _show_cash(self, words: list[str]) -> list[str]:

@@ -4,28 +4,29 @@
 form. `shrink` takes steps out of a failing history as long as it fails in the same way.
 """
 
-from collections.abc import Callable, Iterator
-from struct import Struct
+from collections.abc import Callable, Iterable, Iterator
+from struct import Struct, pack
 from typing import Final
 
 from msgspec import Raw
 from msgspec.msgpack import Decoder, decode
 
 from exchange.core.engine import Batch, Engine
-from protocol import admin, order_entry, transport
+from protocol import admin, market_data, order_entry, transport
 from protocol.order_entry import Report
-from protocol.records import COMMAND_HEAD, EVENT_HEAD
+from protocol.records import COMMAND_HEAD, EVENT_HEAD, MARKET_DATA
 from tests.exchange.core.strategies import Step, describe
 from tests.model import model
-from tests.model.checks import book_digest, check_invariants
+from tests.model.checks import book_digest, check_invariants, public_digest
 from tests.model.collateral import available
 from tests.model.model import Command, Model, Sequencer
-from tests.model.state import EventOut
+from tests.model.state import EventOut, Order, State
 
 __all__ = [
     "Difference",
     "Pair",
     "commands_of",
+    "compare_rows",
     "describe_commands",
     "describe_events",
     "events_of",
@@ -39,7 +40,7 @@ TRIALS_MAX: Final = 600
 
 REPORTS: Final = {
     struct.__struct_config__.tag: struct
-    for module in (admin, order_entry, transport)
+    for module in (admin, market_data, order_entry, transport)
     for struct in vars(module).values()
     if isinstance(struct, type) and issubclass(struct, Report) and struct is not Report
 }
@@ -85,11 +86,14 @@ def events_of(buffer: bytes) -> list[EventOut]:
     """Event entries with their messages decoded."""
     events = []
     for (_, kind, flags, channel, *rest), payload in entries(buffer, EVENT_HEAD):
-        assert (flags, channel) == (0, 0), "nothing uses them yet"
+        assert flags == 0, "nothing uses them yet"
+        assert (1 <= channel <= 64) == (kind == MARKET_DATA), "public events have a channel"
         [tag, *_] = decode(payload, type=list[Raw])
         message = Decoder(REPORTS[decode(tag)]).decode(payload)
         session, connection, number, sequence, time_ns = rest
-        events.append(EventOut(kind, session, connection, number, sequence, time_ns, message))
+        events.append(
+            EventOut(kind, session, connection, number, sequence, time_ns, message, channel)
+        )
     return events
 
 
@@ -142,6 +146,9 @@ class Pair:
         require(self.engine.next_deadline_ns == deadline_ns, "another next deadline")
         state = self.model.state
         require(self.engine.book_digest() == book_digest(state), "another book digest")
+        require(self.engine.public_digest() == public_digest(state), "another public digest")
+        channels = [(one, count + 1) for one, count in sorted(state.public_counts.items())]
+        require(self.engine.channels() == channels, "other channels or numbers")
         require(self.engine.open_order_count == len(state.resting), "another number of orders")
         for account_id in state.accounts:
             expected_available = available(state, account_id)
@@ -150,6 +157,8 @@ class Pair:
                 f"account {account_id} has {expected_available} available in the model, "
                 f"{self.engine.available(account_id)} in the engine",
             )
+
+        compare_rows(self.engine, state)
 
     def restart(self) -> None:
         """Go on with an engine restored from the image of the old one."""
@@ -162,6 +171,63 @@ def require(condition: bool, text: str) -> None:
     """Raise `Difference` unless the condition holds."""
     if not condition:
         raise Difference(text)
+
+
+def compare_rows(engine: Engine, state: State) -> None:
+    """Raise `Difference` unless the rows of a state image are those of the model."""
+    for session_id in state.sessions:
+        orders = [
+            (
+                order.order_id,
+                order.client_order_id,
+                order.instrument_id,
+                order.account_id,
+                order.side,
+                order.price or 0,
+                order.leaves,
+                order.cumulative,
+                order.time_in_force,
+                order.expire_time_ns,
+            )
+            for order in sorted(open_orders_of(state, session_id), key=lambda one: one.order_id)
+        ]
+        require(
+            engine.session_orders(session_id) == words_of(orders),
+            f"other orders of session {session_id}",
+        )
+    for participant_id in state.participants:
+        accounts = [one for one in state.accounts.values() if one.participant_id == participant_id]
+        positions = [
+            (account_id, instrument_id, quantity)
+            for (account_id, instrument_id), quantity in sorted(state.positions.items())
+            if quantity and state.accounts[account_id] in accounts
+        ]
+        balances = [
+            (one.account_id, one.cash, one.cash - available(state, one.account_id))
+            for one in accounts
+        ]
+        require(
+            engine.participant_positions(participant_id) == words_of(positions),
+            f"other positions of participant {participant_id}",
+        )
+        require(
+            engine.participant_balances(participant_id) == words_of(balances),
+            f"other balances of participant {participant_id}",
+        )
+
+
+def open_orders_of(state: State, session_id: int) -> list[Order]:
+    """Resting orders of a session, and the one that is still to be matched."""
+    orders = [order for order in state.resting if order.session_id == session_id]
+    if state.incoming is not None and state.incoming[0].session_id == session_id:
+        orders.append(state.incoming[0])
+    return orders
+
+
+def words_of(rows: Iterable[tuple[int, ...]]) -> bytes:
+    """Rows as little-endian signed 64-bit words."""
+    words = [word for row in rows for word in row]
+    return pack(f"<{len(words)}q", *words)
 
 
 def compare_batches(expected: model.Batch, actual: Batch) -> None:

@@ -70,7 +70,7 @@ def genesis(random: Random, profile: str) -> Genesis:
     return Genesis(
         venue="brier",
         admin_key=b"\x01" * 32,
-        rules_version=1,
+        rules_version=2,
         participants_max=random.choice((3, many)),
         accounts_max=random.choice((5, many + 4, many + 4)),
         keys_max=random.choice((4, 7, many + 4)),
@@ -81,6 +81,7 @@ def genesis(random: Random, profile: str) -> Genesis:
         orders_per_account_max=random.choice((2, 6, 20)) + 20 * is_rich,
         levels_per_side_max=random.choice((1, 2, 4, 10)) + 10 * is_rich,
         work_per_command_max=random.choice((1, 1, 2, 2, 3, 3, 40)),
+        epoch=random.getrandbits(40) << 20,
     )
 
 
@@ -135,7 +136,8 @@ class Generator:
         for number in range(self.random.randint(2, 3)):
             currency = "EUR" if self.random.random() < 0.15 else "USD"
             kind = EventKind.BINARY if self.random.random() < 0.5 else EventKind.SCALAR
-            messages.append(admin.Event(self._name(), kind, "?", currency))
+            channel = self.random.choice((1, 1, 2, 64))
+            messages.append(admin.Event(self._name(), kind, "?", currency, channel))
             messages.append(self._instrument(number + 1, kind))
         for account_id in range(1, 7):
             messages.append(admin.Deposit(account_id, 1, self._deposit_amount()))
@@ -406,7 +408,9 @@ class Generator:
         if kind == "event":
             event_kind = self.random.choice((1, 5, 1, 5, self._odd(1, (0, 2, 6, 2**32 - 1))))
             taken = [one.symbol for one in state.events.values()]
-            return admin.Event(self._name(taken), event_kind, "?", self.random.choice(CURRENCIES))
+            channel = self.random.choice((1, 1, 2, 64, self._odd(1, (0, 65, 2**16 - 1))))
+            currency = self.random.choice(CURRENCIES)
+            return admin.Event(self._name(taken), event_kind, "?", currency, channel)
         listed = {one.event_id for one in state.instruments.values()}
         unlisted = [event_id for event_id in state.events if event_id not in listed]
         event_id = self.random.randint(1, len(state.events) + 1)

@@ -2,6 +2,7 @@
 
 import os
 import random
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +15,14 @@ from protocol import admin, records
 from protocol.codes import (
     CancelOnDisconnect,
     DisconnectReason,
+    EventKind,
     OrderType,
     RejectCode,
     Role,
     Side,
 )
 from protocol.codes import TimeInForce as Tif
+from protocol.market_data import EventDefinition, InstrumentDefinition, OrderAdded
 from protocol.order_entry import (
     CancelOrder,
     NewOrder,
@@ -123,7 +126,11 @@ def test_image_with_pending_work_restores() -> None:
         reference.replay(one.first_sequence, one.command_count, one.commands)
     reference.replay(batch.first_sequence, 1, batch.commands[:head_length])
     assert reference.has_pending
+    # Its owner knows the order, so that it is among the rows though it does not rest.
+    row = [4, 1, 1, 2, Side.BUY, 5_000, 900, 100, Tif.GTC, 0]
+    assert words(reference.session_orders(3)) == row
     restored = Engine.restore(reference.image())
+    assert words(restored.session_orders(3)) == row
     assert restored.image() == reference.image()
     restored.replay(batch.first_sequence + 1, 2, batch.commands[head_length:])
     assert restored.digest() == venue.engine.digest()
@@ -139,6 +146,59 @@ def test_damaged_image_is_refused() -> None:
     for one in damaged:
         with pytest.raises(ValueError, match="image is damaged"):
             Engine.restore(one)
+
+
+def test_channels_and_epoch_are_part_of_the_state() -> None:
+    venue = Venue().with_market()
+    venue.send(1, admin.Event("SNOW", EventKind.BINARY, "Snow?", "USD", 64))
+    venue.send(1, admin.Instrument(2, "SNOW-Y", "Yes", 0, 10_000, [(0, 100)], 100))
+    venue.send(2, NewOrder(1, 2, 1, Side.BUY, 5_000, 100))
+    assert [type(message) for message in venue.take_public()] == [
+        EventDefinition,
+        InstrumentDefinition,
+        OrderAdded,
+    ]
+    restored = Engine.restore(venue.engine.image())
+    assert restored.channels() == venue.engine.channels() == [(1, 3), (64, 4)]
+    assert restored.epoch == venue.engine.epoch == 1 << 20
+    assert restored.public_digest() == venue.engine.public_digest()
+    assert Engine().channels() == []
+
+
+def test_rows_of_a_state_image() -> None:
+    venue = Venue().with_market()
+    venue.send(1, admin.Account(2, "second", "USD"))
+    venue.send(1, admin.Deposit(3, 1, 10**12))
+    for number in (2, 3):
+        venue.send(1, admin.Event(f"E{number}", EventKind.BINARY, "?", "USD"))
+        venue.send(1, admin.Instrument(number, f"I{number}", "?", 0, 10_000, [(0, 100)], 100))
+    # Rows come by account and instrument, whatever was first; a position of 0 is none.
+    for instrument, account, quantity in ((3, 3, 300), (2, 3, 200), (3, 1, 100), (1, 1, 100)):
+        venue.send(2, NewOrder(venue.now_ns, instrument, account, Side.BUY, 5_000, quantity))
+        venue.send(3, NewOrder(venue.now_ns, instrument, 2, Side.SELL, 5_000, quantity))
+    venue.send(2, rest(venue.now_ns, 6_000, 100, Side.SELL, 1))
+    venue.send(3, rest(venue.now_ns, 6_000, 200, Side.BUY, 2))
+    expire_ns = venue.now_ns + SECOND_NS
+    order = NewOrder(2**61, 1, 3, Side.SELL, 9_900, 500, 1, Tif.GTD, expire_ns)
+    venue.send(2, order)
+    venue.take()
+    engine = venue.engine
+    assert words(engine.participant_positions(2)) == [1, 3, 100, 3, 2, 200, 3, 3, 300]
+    assert words(engine.participant_positions(3)) == [2, 2, -200, 2, 3, -400]
+    # The first account made 100,000 on instrument 1; the second may lose 500 * (10,000 - 9,900).
+    first, second = 10**12 + 100_000 - 500_000, 10**12 - 2_500_000
+    assert words(engine.participant_balances(2)) == [1, first, 0, 3, second, 50_000]
+    assert engine.participant_balances(1) == engine.participant_positions(99) == b""
+    assert words(engine.session_orders(2)) == [
+        *(11, 2**61, 1, 3, Side.SELL, 9_900, 500, 0, Tif.GTD, expire_ns)
+    ]
+    assert len(engine.session_orders(3)) == 80
+    assert engine.session_orders(1) == b""
+
+
+def words(rows: bytes) -> list[int]:
+    """Little-endian signed 64-bit words."""
+    return list(struct.unpack(f"<{len(rows) // 8}q", rows))
 
 
 def test_a_full_batch_refuses_and_nothing_is_lost() -> None:
@@ -300,15 +360,18 @@ def test_limits_hold_at_their_edges() -> None:
 
 SCRIPT = """
 import sys
+from hashlib import blake2b
 sys.path.append({root!r})
 from tests.exchange.core.test_engine import busy_venue
 venue = busy_venue(seed=11, commands=600, work_per_command_max=3)
-print(venue.engine.digest(), venue.engine.book_digest())
+events = blake2b(b"".join(batch.events for batch in venue.batches), digest_size=32)
+print(venue.engine.digest(), venue.engine.book_digest(), venue.engine.public_digest())
+print(events.hexdigest())
 """
 
 
 @pytest.mark.parametrize("hash_seed", ["0", "1", "4711"])
-def test_digest_is_that_of_rules_version_1(hash_seed: str) -> None:
+def test_digest_is_that_of_rules_version_2(hash_seed: str) -> None:
     """Golden: a change of this digest is a change of rules, or a loss of determinism."""
     script = SCRIPT.format(root=str(Path(__file__).resolve().parents[3]))
     result = subprocess.run(
@@ -319,8 +382,15 @@ def test_digest_is_that_of_rules_version_1(hash_seed: str) -> None:
         check=True,
         timeout=60,
     )
-    assert result.stdout.split() == [GOLDEN_DIGEST, GOLDEN_BOOK_DIGEST]
+    assert result.stdout.split() == [
+        GOLDEN_DIGEST,
+        GOLDEN_BOOK_DIGEST,
+        GOLDEN_PUBLIC_DIGEST,
+        GOLDEN_EVENTS,
+    ]
 
 
-GOLDEN_DIGEST = "8143c689b2f722c84595d2628ace8c2bc3734839f1eadf946bdf47f66b8c4309"
+GOLDEN_DIGEST = "c2eb2bbadc8fe75716bae084d633f0410bb82b317d3d63bd12f9192fd39273a2"
 GOLDEN_BOOK_DIGEST = "beefdea6beb609f59e3712250edcdbfa8b218f1691410078bde9d338435918a2"
+GOLDEN_PUBLIC_DIGEST = "1de9b095e6532f22ff9848cfc93f61fc6ba3cc47696530c78e4c209b1697f44d"
+GOLDEN_EVENTS = "484992b088f069e903c46fe7a51c9e8d0acadbe41ec4f02477525f2d9bc021a5"

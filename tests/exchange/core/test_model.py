@@ -12,7 +12,7 @@ import pytest
 from msgspec import Struct
 from msgspec.msgpack import encode
 
-from protocol import admin
+from protocol import admin, market_data
 from protocol.codes import RejectCode
 from protocol.order_entry import (
     CancelOrder,
@@ -29,6 +29,7 @@ from protocol.order_entry import (
 from protocol.records import (
     COMMAND_HEAD,
     EVENT_HEAD,
+    MARKET_DATA,
     Connect,
     Continuation,
     Disconnect,
@@ -37,7 +38,7 @@ from protocol.records import (
     VenueStarted,
 )
 from protocol.transport import LogOnAccepted, LogOnRejected
-from tests.model.checks import book_digest, check_invariants
+from tests.model.checks import book_digest, check_invariants, public_digest
 from tests.model.collateral import available
 from tests.model.model import Command, Model, Sequencer
 from tests.model.state import EventOut
@@ -46,7 +47,9 @@ CLIENT = 1
 VENUE = 2
 TIME = 1000
 """Time of set-up and of most commands, in nanoseconds."""
-LIMITS = Genesis("brier", b"k" * 32, 1, 9, 9, 9, 9, 9, 9, 9, 9, 9, work_per_command_max=2)
+LIMITS = Genesis(
+    "brier", b"k" * 32, 2, 9, 9, 9, 9, 9, 9, 9, 9, 9, work_per_command_max=2, epoch=1 << 20
+)
 ALICE = 2
 BOB = 3
 
@@ -90,7 +93,7 @@ def market() -> Sequencer:
             admin.Deposit(participant_id - 1, 1, 10_000_000),
         ]
     for number, message in enumerate(messages, 1):
-        [event] = client(sequencer, 1, number, message)
+        event, *_ = client(sequencer, 1, number, message)
         assert isinstance(event.message, admin.AdminAccepted)
     connect(sequencer, ALICE, 1, Connect(2, "A", 1, 1000, 3, 1, 0))
     connect(sequencer, BOB, 1, Connect(3, "B", 1, 1000, 0, 0, 0))
@@ -99,7 +102,13 @@ def market() -> Sequencer:
 
 
 def messages(events: list[EventOut]) -> list[Struct]:
-    return [event.message for event in events]
+    """Private messages."""
+    return [event.message for event in events if event.kind != MARKET_DATA]
+
+
+def public(number: int, sequence: int, time_ns: int, message: Struct) -> EventOut:
+    """An event of channel 1."""
+    return EventOut(3, 0, 0, number, sequence, time_ns, message, 1)
 
 
 def test_log_on() -> None:
@@ -133,7 +142,10 @@ def test_an_order_that_rests_and_one_that_trades() -> None:
     sequencer = market()
     sell = NewOrder(5, 1, 1, 2, 6000, 300, client_time_ns=77)
     accepted = OrderAccepted(15, TIME, 5, 1, 1, TIME - 5, 77, 1, 1, 2, 6000, 300, 1, 1, 0)
-    assert client(sequencer, ALICE, 1, sell) == [EventOut(1, 2, 1, 1, 15, TIME, accepted)]
+    assert client(sequencer, ALICE, 1, sell) == [
+        EventOut(1, 2, 1, 1, 15, TIME, accepted),
+        public(3, 15, TIME, market_data.OrderAdded(15, TIME, 1, 1, 2, 6000, 300)),
+    ]
     assert available(sequencer.model.state, 1) == 10_000_000 - 4000 * 300
     buy = NewOrder(9, 1, 2, 1, 6100, 500, 1, 2, 5000)
     time_ns = 2000
@@ -144,6 +156,9 @@ def test_an_order_that_rests_and_one_that_trades() -> None:
             16, time_ns, 5, 1, 1, 1, 1, 2, 6000, 300, 0, 300, 1, 0)),
         EventOut(1, 3, 1, 2, 16, time_ns, OrderFilled(
             16, time_ns, 9, 2, 1, 1, 2, 1, 6000, 300, 200, 300, 2, 0)),
+        public(4, 16, time_ns, market_data.OrderExecuted(16, time_ns, 1, 1, 1, 300, 0)),
+        public(5, 16, time_ns, market_data.Trade(16, time_ns, 1, 1, 6000, 300, 1)),
+        public(6, 16, time_ns, market_data.OrderAdded(16, time_ns, 1, 2, 1, 6100, 200)),
     ]  # fmt: skip
     state = sequencer.model.state
     assert [account.cash for account in state.accounts.values()] == [11_800_000, 8_200_000]
@@ -151,7 +166,8 @@ def test_an_order_that_rests_and_one_that_trades() -> None:
     assert available(state, 1) == 11_800_000 - 300 * 10_000
     assert available(state, 2) == 8_200_000 - 200 * 6100
     assert sequencer.advance(5000) == [
-        EventOut(1, 3, 1, 3, 17, 5000, OrderExpired(17, 5000, 9, 2, 200, 300))
+        EventOut(1, 3, 1, 3, 17, 5000, OrderExpired(17, 5000, 9, 2, 200, 300)),
+        public(7, 17, 5000, market_data.OrderDeleted(17, 5000, 1, 2)),
     ]
     check_invariants(state)
 
@@ -163,7 +179,10 @@ def test_continuation_and_remainder() -> None:
     events = client(sequencer, BOB, 8, NewOrder(1, 1, 2, 1, 0, 400, 2, 3, 0, 66))
     assert [type(message) for message in messages(events)] == [
         OrderAccepted, *[OrderFilled] * 6, OrderCanceled]  # fmt: skip
-    assert [event.sequence for event in events] == [18] * 5 + [19] * 3
+    assert [event.sequence for event in events] == [18] * 9 + [19] * 5
+    assert [type(event.message) for event in events[9:]] == [
+        OrderFilled, OrderFilled, market_data.OrderExecuted, market_data.Trade, OrderCanceled,
+    ]  # fmt: skip
     assert messages(events)[6:] == [
         OrderFilled(19, TIME, 1, 4, 3, 1, 2, 1, 5000, 100, 100, 300, 2, 0),
         OrderCanceled(19, TIME, 1, 4, 8, TIME - 5, 66, 100, 300, 2),
@@ -197,6 +216,7 @@ def test_cancel_from_another_session() -> None:
     assert client(sequencer, 4, 3, CancelOrder(0, 1, 99)) == [
         EventOut(1, 4, 1, 1, 17, TIME, OrderCanceled(17, TIME, 7, 1, 3, TIME - 5, 99, 300, 0, 1)),
         EventOut(1, 2, 1, 2, 17, TIME, OrderCanceled(17, TIME, 7, 1, 0, 0, 0, 300, 0, 1)),
+        public(4, 17, TIME, market_data.OrderDeleted(17, TIME, 1, 1)),
     ]
 
 
@@ -210,7 +230,7 @@ def test_cancel_on_disconnect_after_the_grace() -> None:
     assert sequencer.model.next_deadline_ns == due_ns
     assert sequencer.advance(due_ns - 1) == []
     events = sequencer.advance(due_ns)
-    assert [event.sequence for event in events] == [19, 20, 20]
+    assert [event.sequence for event in events] == [19, 19, 20, 20, 20, 20]
     assert messages(events) == [
         OrderCanceled(19, due_ns, 1, 1, 0, 0, 0, 100, 0, 3),
         OrderCanceled(20, due_ns, 2, 2, 0, 0, 0, 100, 0, 3),
@@ -254,6 +274,62 @@ def test_book_digest() -> None:
     assert book_digest(sequencer.model.state) == expected
 
 
+def test_public_digest() -> None:
+    sequencer = market()
+    client(sequencer, ALICE, 1, NewOrder(1, 1, 1, 1, 4000, 100))
+    client(sequencer, ALICE, 2, NewOrder(2, 1, 1, 1, 4100, 200))
+    client(sequencer, BOB, 1, NewOrder(1, 1, 2, 2, 4100, 500))
+    client(sequencer, 1, 11, admin.Halt(1))
+    words = (1, 2, 1, 1, 1, 4000, 100, 3, 4100, 300)
+    expected = blake2b(pack(f"<{len(words)}q", *words), digest_size=32).hexdigest()
+    assert public_digest(sequencer.model.state) == expected
+
+
+def test_market_data_of_listings_and_halts() -> None:
+    sequencer = market()
+    assert client(sequencer, 1, 11, admin.Event("SNOW", 5, "Snow?", "EUR", 64)) == [
+        EventOut(1, 1, 1, 11, 15, TIME, admin.AdminAccepted(15, TIME, 11, 33, 2)),
+        EventOut(3, 0, 0, 1, 15, TIME, market_data.EventDefinition(
+            15, TIME, 2, "SNOW", 5, "Snow?", "EUR", 64), 64),
+    ]  # fmt: skip
+    snow = admin.Instrument(2, "SNOW-CM", "Depth", -10, 40, [(-10, 5), (0, 1)], 7)
+    assert client(sequencer, 1, 12, snow)[1:] == [
+        EventOut(3, 0, 0, 2, 16, TIME, market_data.InstrumentDefinition(
+            16, TIME, 2, 2, "SNOW-CM", "Depth", -10, 40, [(-10, 5), (0, 1)], 7, 1), 64),
+    ]  # fmt: skip
+    assert client(sequencer, 1, 13, admin.Halt(1))[1:] == [
+        public(3, 17, TIME, market_data.InstrumentStatus(17, TIME, 1, 2))
+    ]
+    assert client(sequencer, 1, 14, admin.Resume(1))[1:] == [
+        public(4, 18, TIME, market_data.InstrumentStatus(18, TIME, 1, 1))
+    ]
+    [refused] = messages(client(sequencer, 1, 15, admin.Event("HAIL", 1, "?", "USD", 65)))
+    assert refused == admin.AdminRejected(19, TIME, 15, 33, RejectCode.INVALID_VALUE, 5, 64)
+
+
+def test_market_data_of_replaces() -> None:
+    sequencer = market()
+    client(sequencer, ALICE, 1, NewOrder(1, 1, 1, 1, 5000, 300))
+    client(sequencer, BOB, 1, NewOrder(1, 1, 2, 2, 6000, 100))
+    assert client(sequencer, ALICE, 2, ReplaceOrder(2, 1, 0, 5000, 200))[1:] == [
+        public(5, 17, TIME, market_data.OrderReduced(17, TIME, 1, 1, 200))
+    ]
+    assert client(sequencer, ALICE, 3, ReplaceOrder(3, 2, 0, 5000, 400))[1:] == [
+        public(6, 18, TIME, market_data.OrderReplaced(18, TIME, 1, 1, 5000, 400))
+    ]
+    events = client(sequencer, ALICE, 4, ReplaceOrder(4, 3, 0, 6000, 300))
+    replaced, deleted, resting, incoming, *rest = events
+    assert isinstance(replaced.message, OrderReplaced)
+    assert deleted == public(7, 19, TIME, market_data.OrderDeleted(19, TIME, 1, 1))
+    assert isinstance(resting.message, OrderFilled)
+    assert isinstance(incoming.message, OrderFilled)
+    assert rest == [
+        public(8, 19, TIME, market_data.OrderExecuted(19, TIME, 1, 2, 1, 100, 0)),
+        public(9, 19, TIME, market_data.Trade(19, TIME, 1, 1, 6000, 100, 1)),
+        public(10, 19, TIME, market_data.OrderAdded(19, TIME, 1, 1, 1, 6000, 200)),
+    ]
+
+
 def refuse(model: Model, message: Struct, time_ns: int, reason: str) -> None:
     with pytest.raises(AssertionError, match=reason):
         model.apply(Command(VENUE, 0, 0, 0, 0, time_ns, encode(message)))
@@ -280,6 +356,6 @@ def test_left_over_work_and_deadlines_come_first() -> None:
     assert model.has_pending
     refuse(model, VenueStarted(), TIME, "left-over work comes first")
     again = Sequencer(model)
-    assert [event.sequence for event in venue(again, VenueStarted(), 4000)] == [20, 20]
+    assert [event.sequence for event in venue(again, VenueStarted(), 4000)] == [20] * 4
     refuse(model, Disconnect(1), 4000, "due deadlines come first")
     assert messages(again.advance(4000))[0] == OrderExpired(22, 4000, 4, 4, 100, 0)

@@ -34,7 +34,7 @@ TRADER: Final = 2
 LIMITS: Final = Genesis(
     venue="brier",
     admin_key=bytes(32),
-    rules_version=1,
+    rules_version=2,
     participants_max=2,
     accounts_max=2,
     keys_max=2,
@@ -45,6 +45,7 @@ LIMITS: Final = Genesis(
     orders_per_account_max=100_000,
     levels_per_side_max=10_000,
     work_per_command_max=100,
+    epoch=1 << 20,
 )
 
 

@@ -6,7 +6,7 @@ import msgspec
 
 from exchange.core import limits
 from exchange.core.engine import Engine
-from protocol import admin, order_entry, records, transport
+from protocol import admin, market_data, order_entry, records, transport
 from protocol.base import Message
 from protocol.codes import CancelOnDisconnect, EventKind, Role
 
@@ -27,11 +27,12 @@ _decode: Final = msgspec.msgpack.Decoder(
     | admin.AdminRejected
     | transport.LogOnAccepted
     | transport.LogOnRejected
+    | market_data.MarketDataMessage
 ).decode
 
 
 def decode_events(events: bytes) -> list[tuple[int, Any]]:
-    """(session, message) of each event entry, in order."""
+    """(session, message) of each event entry, in order; session 0 for market data."""
     out: list[tuple[int, Any]] = []
     offset = 0
     while offset < len(events):
@@ -53,7 +54,8 @@ class Venue:
         genesis = records.Genesis(
             venue="test",
             admin_key=b"a" * 32,
-            rules_version=1,
+            rules_version=2,
+            epoch=1 << 20,
             **(limits.GENESIS_DEFAULTS | bounds),
         )
         self.venue_command(genesis)
@@ -91,7 +93,15 @@ class Venue:
         return sequence
 
     def take(self) -> list[tuple[int, Any]]:
-        """Close the batch and return its events."""
+        """Close the batch and return its private events."""
+        return [(session, message) for session, message in self.take_all() if session]
+
+    def take_public(self) -> list[Any]:
+        """Close the batch and return its market data."""
+        return [message for session, message in self.take_all() if not session]
+
+    def take_all(self) -> list[tuple[int, Any]]:
+        """Close the batch and return its events, public ones under session 0."""
         batch = self.engine.take_batch()
         self.batches.append(batch)
         self.engine.check()
