@@ -1,7 +1,11 @@
 """The write-ahead log of the venue: bytes to disk and back, in order. See FORMAT.md."""
 
 from journal.errors import JournalDamaged, JournalError, JournalFailed, JournalHeld
-from journal.log import Journal
+from journal.event_format import Entry
+from journal.event_reader import EventReader, EventRecord, check_events
+from journal.events import EventLog, EventPosition
+from journal.log import CommandsPosition, Journal
+from journal.position import Position, decode_position, encode_position
 from journal.prepare import run_in_thread, run_inline
 from journal.reader import JournalReader, Summary, read_only, verify
 from journal.record import BuiltRecord, Head, Record
@@ -9,6 +13,12 @@ from journal.storage import FolderStorage, Storage
 
 __all__ = [
     "BuiltRecord",
+    "CommandsPosition",
+    "Entry",
+    "EventLog",
+    "EventPosition",
+    "EventReader",
+    "EventRecord",
     "FolderStorage",
     "Head",
     "Journal",
@@ -17,9 +27,13 @@ __all__ = [
     "JournalFailed",
     "JournalHeld",
     "JournalReader",
+    "Position",
     "Record",
     "Storage",
     "Summary",
+    "check_events",
+    "decode_position",
+    "encode_position",
     "read_only",
     "run_in_thread",
     "run_inline",

@@ -7,7 +7,8 @@ Who owns what, so that a record may be built while the one before it is being sy
 - the building side (`build`, `next_sequence`) belongs to one thread, the loop;
 - the writing side (`write`, `sync`, `fits`) belongs to one thread at a time, the loop or a worker,
   never two at once;
-- `head` is one reference, replaced by `sync`, readable anywhere; so is the latched failure;
+- `head` and `position` are one reference each, replaced by `sync`, readable anywhere; so is the
+  latched failure;
 - everything else (`records`, `start`, `stop`, `close`) needs both sides at rest.
 """
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, suppress
-from typing import Final
+from typing import Final, NamedTuple
 
 from journal.errors import JournalFailed
 from journal.manifest import (
@@ -50,6 +51,13 @@ from journal.storage import File, Storage, write_durably
 TERM_MAX: Final = 2**62  # As all stored numbers.
 
 
+class CommandsPosition(NamedTuple):
+    """How far commands/ may be read: number of a segment, and where its last synced record ends."""
+
+    segment: int
+    offset: int
+
+
 class Journal:
     """See the module. Made by `open`; after a failure everything but `close` raises it."""
 
@@ -70,6 +78,7 @@ class Journal:
         self._head = reader.head  # durable
         self._built = reader.head  # building side
         self._writer: _Writer | None = None
+        self._position = CommandsPosition(0, 0)
 
     @classmethod
     def open(
@@ -120,6 +129,11 @@ class Journal:
         return self._head
 
     @property
+    def position(self) -> CommandsPosition:
+        """Of the last durable record; once the journal is started."""
+        return self._position
+
+    @property
     def head_sequence(self) -> int:
         return self._head.sequence
 
@@ -161,6 +175,7 @@ class Journal:
             open_segment = full.pop()
             file = self._storage.open(open_segment.segment.name, is_writable=True)
         self._writer = _Writer(file, open_segment, self._head)
+        self._position = self._writer.position
         self._built = self._head._replace(term=term)
         self._preparer.begin(open_segment.segment.number + 1, full)
         self._is_started = True
@@ -247,6 +262,7 @@ class Journal:
         except OSError as error:
             raise self._latch.fail("sync a record", error) from error
         self._head = writer.unsynced
+        self._position = writer.position
         writer.unsynced = None
 
     def _begin_segment(self, batch: BuiltRecord) -> None:
@@ -308,6 +324,10 @@ class _Writer:
         self._segment = opened.segment
         self._end = opened.end
         self._record_count = opened.record_count
+
+    @property
+    def position(self) -> CommandsPosition:
+        return CommandsPosition(self._segment.number, self._end)
 
     def fits(self, batch: BuiltRecord) -> bool:
         if self._end + len(batch.content) > self._segment.size:

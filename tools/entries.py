@@ -18,6 +18,7 @@ from protocol.records import (
     COMMAND_HEAD,
     EVENT_HEAD,
     FROM_CLIENT,
+    MARKET_DATA,
     SESSION,
     Connect,
     Continuation,
@@ -40,7 +41,7 @@ Value = int | str | bytes | list[tuple[int, int]]
 
 
 class Entry(NamedTuple):
-    """A command or an event; `origin` is client or venue, report or session."""
+    """A command or an event; `origin` is client or venue, or report, session or public."""
 
     sequence: int
     time_ns: int
@@ -50,6 +51,8 @@ class Entry(NamedTuple):
     number: int
     gateway_time_ns: int
     message: msgspec.Struct
+    channel: int = 0
+    """Of market data."""
 
 
 def command_entries(first_sequence: int, payload: bytes | memoryview) -> Iterator[Entry]:
@@ -75,13 +78,19 @@ def event_entries(events: bytes) -> Iterator[Entry]:
     offset = 0
     while offset < len(events):
         head = EVENT_HEAD.unpack_from(events, offset)
-        size, kind, _, _, session, connection, number, sequence, time_ns = head
-        content = events[offset + EVENT_HEAD.size : offset + size]
-        is_session = kind == SESSION
-        message = wire.decode_venue(framing.SESSION if is_session else framing.SEQUENCED, content)
-        origin = "session" if is_session else "report"
-        yield Entry(sequence, time_ns, origin, session, connection, number, 0, message)
+        size, kind, _, channel, session, connection, number, sequence, time_ns = head
+        origin, message = _event(kind, events[offset + EVENT_HEAD.size : offset + size])
+        yield Entry(sequence, time_ns, origin, session, connection, number, 0, message, channel)
         offset += size
+
+
+def _event(kind: int, content: bytes) -> tuple[str, msgspec.Struct]:
+    """Origin and message of an event."""
+    if kind == MARKET_DATA:
+        return "public", wire.decode_market_data(content)
+    if kind == SESSION:
+        return "session", wire.decode_venue(framing.SESSION, content)
+    return "report", wire.decode_venue(framing.SEQUENCED, content)
 
 
 def json_entry(entry: Entry) -> str:
@@ -98,11 +107,13 @@ def format_entry(entry: Entry) -> str:
     """One line; events are indented below their command.
 
     `session 3/2 #7` is the frame with number 7 on connection 2 of session 3, of the client for a
-    command and of the venue for an event.
+    command and of the venue for an event; `channel 1 #7` is message 7 of a market data channel.
     """
     name = type(entry.message).__name__
     pairs = " ".join(_pairs(entry.message))
     link = f"session {entry.session}/{entry.connection} #{entry.number}"
+    if entry.origin == "public":
+        return f"    {entry.sequence} -> channel {entry.channel} #{entry.number} {name} {pairs}"
     if entry.origin in ("report", "session"):
         return f"    {entry.sequence} -> {link} {name} {pairs}"
     origin = entry.origin if not entry.session else f"{entry.origin} {link}"
@@ -174,6 +185,8 @@ _SHOWN: Final[dict[str, Callable[[Value], str]]] = {
     **dict.fromkeys(("gateway_time_ns", "client_time_ns", "expire_time_ns"), _format_time),
     "tick_table": _format_ticks,
     "side": _named(codes.Side),
+    "aggressor_side": _named(codes.Side),
+    "phase": _named(codes.Phase),
     "order_type": _named(codes.OrderType),
     "time_in_force": _named(codes.TimeInForce),
     "liquidity": _named(codes.Liquidity),
@@ -185,4 +198,5 @@ _SHOWN_IN: Final[dict[tuple[str, str], Callable[[Value], str]]] = {
     ("Disconnect", "reason"): _named(codes.DisconnectReason),
     ("OrderCanceled", "reason"): _named(codes.CancelReason),
     ("Event", "kind"): _named(codes.EventKind),
+    ("EventDefinition", "kind"): _named(codes.EventKind),
 }

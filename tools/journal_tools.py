@@ -1,7 +1,8 @@
 """`exchange journal`: check a journal, show it, replay it. Reads only; a running venue holds it.
 
-`verify` knows bytes, `dump` also messages, `digest` runs every command through the engine of this
-build and compares the events' checksum of every record with what the venue wrote at the time.
+`verify` knows bytes, also those of the log of events beside the journal; `dump` and `events` know
+messages; `digest` runs every command through the engine of this build and compares the events'
+checksum of every record with what the venue wrote at the time.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from exchange.core.engine import RULES_VERSION, Engine
-from journal import FolderStorage, JournalReader, Record, read_only
+from journal import EventReader, FolderStorage, JournalReader, Record, check_events, read_only
 from journal import verify as verify_journal
 from journal.manifest import MANIFEST_NAME
 from journal.segment import SEGMENT_SUFFIX
@@ -23,6 +24,7 @@ from tools.errors import ReplayDiffersError, UsageError
 __all__ = ["Replayed", "add_commands", "commands_folder", "replay_journal"]
 
 COMMANDS_NAME: Final = "commands"
+EVENTS_NAME: Final = "events"
 DATA_NAME: Final = "data"
 
 
@@ -92,8 +94,12 @@ def replay_journal(directory: Path) -> Replayed:
 
 def run_verify(arguments: argparse.Namespace) -> int:
     """Check every byte and say what is there."""
+    folder = commands_folder(arguments.directory).parent / EVENTS_NAME
     with open_journal(arguments.directory) as storage:
         summary = verify_journal(storage)
+        is_there = folder.is_dir()
+        events = FolderStorage(folder, is_read_only=True) if is_there else None
+        events_sequence = check_events(storage, events) if events else 0
     pairs: dict[str, int | str | bool] = {
         "segments": summary.segment_count,
         "sealed": summary.sealed_count,
@@ -105,6 +111,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
         "head_hash": summary.head_hash.hex(),
         "clean_stop": summary.has_marker,
         "end": summary.end,
+        "events_to": events_sequence,
     }
     _print_pairs("journal valid", pairs, is_json=arguments.json)
     return 0
@@ -154,6 +161,33 @@ def _entries(
             yield from by_sequence.get(command.sequence, ())
 
 
+def run_events(arguments: argparse.Namespace) -> int:
+    """Print one line for each event of the log, or of one of its streams."""
+    show = json_entry if arguments.json else format_entry
+    folder = commands_folder(arguments.directory).parent / EVENTS_NAME
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; the venue makes it when it starts")
+    with open_journal(arguments.directory):
+        reader = EventReader(FolderStorage(folder, is_read_only=True))
+        for events in _chosen_events(reader, arguments):
+            for entry in event_entries(events):
+                print(show(entry))
+    return 0
+
+
+def _chosen_events(reader: EventReader, arguments: argparse.Namespace) -> Iterator[bytes]:
+    """Runs of events: of a session or channel from a number on, or all from a sequence on."""
+    if arguments.session is not None:
+        for entry in reader.session(arguments.session, arguments.first):
+            yield entry.encode()
+    elif arguments.channel is not None:
+        for entry in reader.channel(arguments.channel, arguments.first):
+            yield entry.encode()
+    else:
+        for record in reader.records(arguments.first):
+            yield record.events
+
+
 def _print_pairs(title: str, pairs: dict[str, int | str | bool], *, is_json: bool) -> None:
     if is_json:
         print(json.dumps(pairs))
@@ -165,7 +199,7 @@ def _print_pairs(title: str, pairs: dict[str, int | str | bool], *, is_json: boo
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Mount `journal` with its three commands."""
+    """Mount `journal` with its four commands."""
     journal = commands.add_parser(
         "journal", help="check, show or replay a journal", description=__doc__
     )
@@ -185,6 +219,20 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add("verify", run_verify, "check every record, the chain and the end of a journal")
     add("digest", run_digest, "replay a journal and print the digests of the final state")
     dump = add("dump", run_dump, "print one line for each command, and each event with --events")
+    events = add("events", run_events, "print one line for each event of the log beside a journal")
+    stream = events.add_mutually_exclusive_group()
+    stream.add_argument("--session", type=int, metavar="ID", help="only the reports of a session")
+    stream.add_argument(
+        "--channel", type=int, metavar="N", help="only the market data of a channel"
+    )
+    events.add_argument(
+        "--from",
+        dest="first",
+        type=int,
+        default=1,
+        metavar="NUMBER",
+        help="from this sequence on; with --session or --channel from this number of it",
+    )
     dump.add_argument("--events", action="store_true", help="replay, and show events too")
     dump.add_argument("--from", dest="first", type=int, default=1, metavar="SEQUENCE")
     dump.add_argument("--to", dest="last", type=int, default=None, metavar="SEQUENCE")

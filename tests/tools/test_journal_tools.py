@@ -10,7 +10,7 @@ import pytest
 from exchange import cli
 from exchange.core.engine import RULES_VERSION, Batch, Engine
 from exchange.core.limits import GENESIS_DEFAULTS
-from journal import FolderStorage, Journal, run_inline
+from journal import EventLog, FolderStorage, Journal, run_inline
 from protocol import wire
 from protocol.admin import Account, Deposit, Event, Instrument, Key, Participant
 from protocol.base import Message
@@ -24,8 +24,9 @@ START_NS = 1_790_000_000_000_000_000
 ADMIN_KEY = bytes(range(32))
 TRADER_KEY = bytes(range(32, 64))
 
+GENESIS = Genesis("golden", ADMIN_KEY, RULES_VERSION, **GENESIS_DEFAULTS, epoch=1 << 20)
 COMMANDS: list[tuple[int, int, int, Message]] = [
-    (FROM_VENUE, 0, 0, Genesis("golden", ADMIN_KEY, RULES_VERSION, **GENESIS_DEFAULTS)),
+    (FROM_VENUE, 0, 0, GENESIS),
     (FROM_VENUE, 0, 0, VenueStarted()),
     (FROM_VENUE, 1, 0, Connect(1, "admin", 0, 1_000, 0, 0, 0)),
     (FROM_CLIENT, 1, 1, Participant("acme")),
@@ -117,6 +118,7 @@ def test_dump_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         "connection": 1,
         "number": 3,
         "gateway_time_ns": START_NS + 6,
+        "channel": 0,
         "message": "Key",
         "fields": {"participant_id": 2, "public_key": TRADER_KEY.hex(), "roles": 3},
     }
@@ -155,6 +157,52 @@ def test_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0
     assert (summary["records"], summary["commands"], summary["last_sequence"]) == (2, 15, 15)
     assert (summary["clean_stop"], summary["end"]) == (True, "clean")
+
+
+def write_events(folder: Path) -> list[str]:
+    """The log beside the journal; the names of its files."""
+    storage = FolderStorage(folder / "events")
+    log = EventLog.open(storage, execute=run_inline)
+    log.start(0)
+    for batch in batches(Engine()):
+        crc = batch.events_crc
+        log.append(batch.first_sequence, batch.command_count, RULES_VERSION, batch.events, crc)
+    log.stop()
+    return storage.names()
+
+
+def test_events_of_all_of_a_session_and_of_a_channel(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_journal(tmp_path)
+    assert run(capsys, "events", tmp_path)[0] == 64
+    write_events(tmp_path)
+    golden = [line for line in GOLDEN.read_text().splitlines() if line.startswith("    ")]
+    code, output, _ = run(capsys, "events", tmp_path)
+    assert (code, output.splitlines()) == (0, golden)
+    _, output, _ = run(capsys, "events", tmp_path, "--session", "2", "--from", "3")
+    reports = [line for line in golden if "session 2/1 #" in line and "LogOn" not in line]
+    assert output.splitlines() == reports[2:]
+    _, output, _ = run(capsys, "events", tmp_path, "--channel", "1", "--json")
+    assert [json.loads(line)["number"] for line in output.splitlines()] == list(
+        range(1, 1 + sum("channel 1 #" in line for line in golden))
+    )
+    _, output, _ = run(capsys, "events", tmp_path, "--from", "10")
+    assert output.splitlines() == [line for line in golden if int(line.split()[0]) >= 10]
+
+
+def test_verify_compares_the_events_with_the_journal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_journal(tmp_path)
+    assert json.loads(run(capsys, "verify", tmp_path, "--json")[1])["events_to"] == 0
+    [name] = write_events(tmp_path)
+    assert json.loads(run(capsys, "verify", tmp_path, "--json")[1])["events_to"] == 15
+    path = tmp_path / "events" / name
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert json.loads(run(capsys, "verify", tmp_path, "--json")[1])["events_to"] == 9
 
 
 def test_damage_is_66(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,457 @@
+"""events/: what the commands caused, for readers in other processes; derived, and built again.
+
+A start hands every record of commands/ to `check`, in order, with the events that the replay gave.
+What is there is compared; what is missing, cut or different is written *aside*, segment by segment,
+so that no file changes before `start` knows that the journal does not end below this log. Then the
+log takes one record after each durable batch, by one write that is not synced. A full segment is
+synced and indexed by a job that never runs on the caller's thread. FORMAT.md, section 9.
+
+All of it belongs to one thread; only the sealing job runs elsewhere, on files that are full.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import closing, suppress
+from threading import Lock
+from typing import Final, NamedTuple
+
+from journal.errors import JournalDamaged, JournalFailed
+from journal.event_format import (
+    EVENT_SEGMENT_SIZE,
+    INDEX_SUFFIX,
+    RECORD_HEADER_SIZE,
+    SEGMENT_HEADER_SIZE,
+    SEGMENT_SUFFIX,
+    RecordHeader,
+    check_segment_size,
+    decode_record_header,
+    encode_record_header,
+    encode_segment_header,
+    index_name,
+    is_segment_header,
+    parse_name,
+    payloads_crc,
+    segment_name,
+)
+from journal.event_index import Index, Row, build_index, decode_index
+from journal.prepare import Execute, Join, Latch, run_in_thread
+from journal.segment import BLOCK_SIZE
+from journal.storage import TEMPORARY_SUFFIX, File, Storage, write_durably
+
+__all__ = ["EventLog", "EventPosition"]
+
+SEAL_BACKLOG_MAX: Final = 4
+"""Full segments that wait for their index; a disk that is further behind makes the venue wait."""
+
+
+class EventPosition(NamedTuple):
+    """How far events/ may be read: the last sequence, the first sequence in the name of its
+    segment, and where its record ends there."""
+
+    sequence: int
+    segment: int
+    offset: int
+
+
+class EventLog:
+    """See the module. Made by `open`; after a failure everything but `close` raises it."""
+
+    def __init__(self, storage: Storage, segment_size: int, execute: Execute) -> None:
+        check_segment_size(segment_size)
+        self._storage = storage
+        self._segment_size = segment_size
+        self._latch = Latch()
+        self._sealer = _Sealer(storage, self._latch, execute)
+        self._known: dict[int, set[str]] = {}  # first sequence to the suffixes that are there
+        self._leftovers: list[str] = []
+        self._checked: _CheckedSegment | None = None
+        self._passed: list[_CheckedSegment] = []
+        self._is_started = False
+        self._file: File | None = None
+        self._position = EventPosition(0, 1, 0)
+
+    @classmethod
+    def open(
+        cls,
+        storage: Storage,
+        *,
+        segment_size: int = EVENT_SEGMENT_SIZE,
+        execute: Execute = run_in_thread,
+    ) -> EventLog:
+        """Look at the folder. Changes no file; raises JournalFailed.
+
+        `segment_size` in bytes; with another one than before, everything is written again.
+        """
+        log = cls(storage, segment_size, execute)
+        with log._latch.guard("look at events/"):
+            for name in storage.names():
+                parsed = parse_name(name)
+                if parsed is not None:
+                    log._known.setdefault(parsed[0], set()).add(parsed[1])
+                elif name.endswith(
+                    (SEGMENT_SUFFIX + TEMPORARY_SUFFIX, INDEX_SUFFIX + TEMPORARY_SUFFIX)
+                ):
+                    log._leftovers.append(name)
+        return log
+
+    @property
+    def position(self) -> EventPosition:
+        """Of the last record; one reference, readable anywhere."""
+        return self._position
+
+    # Start.
+
+    def check(
+        self,
+        first_sequence: int,
+        command_count: int,
+        rules_version: int,
+        events: bytes,
+        events_crc: int,
+    ) -> None:
+        """Compare the next record, from sequence 1 on, with what is there. Raises JournalFailed."""
+        assert not self._is_started, "records are checked before the start"
+        assert first_sequence == self._position.sequence + 1, "records are checked in order"
+        header = RecordHeader(rules_version, first_sequence, command_count, len(events), events_crc)
+        with self._latch.guard("check events/"):
+            if self._checked is None or not self._has_room(len(events)):
+                self._enter(first_sequence)
+            assert self._checked is not None
+            self._checked.take(header, events)
+            self._position = EventPosition(
+                header.last_sequence, self._checked.first_sequence, self._checked.end
+            )
+
+    def start(self, head_sequence: int) -> None:
+        """Take records from now on, after the one that ends at `head_sequence`.
+
+        Raises JournalDamaged, and has changed no file, when the log goes on behind it;
+        JournalFailed.
+        """
+        assert head_sequence == self._position.sequence, "every record was checked"
+        with self._latch.guard("look for what is ahead"):
+            ahead = self._find_ahead(head_sequence)
+        if ahead is not None:
+            self._forget_aside()
+            name, sequence = ahead
+            raise JournalDamaged(
+                f"the journal ends at sequence {head_sequence}, events/ at {sequence}",
+                file=name,
+                sequence=head_sequence,
+            )
+        with self._latch.guard("mend events/"):
+            self._mend()
+        self._is_started = True
+
+    def _has_room(self, size: int) -> bool:
+        """Whether the segment takes a record; the first of a segment always fits."""
+        end = self._position.offset
+        is_first = end == SEGMENT_HEADER_SIZE
+        return is_first or end + RECORD_HEADER_SIZE + size <= self._segment_size
+
+    def _enter(self, first_sequence: int) -> None:
+        """The segment that is checked begins here; the one before is full."""
+        if self._checked is not None:
+            self._checked.finish()
+            self._passed.append(self._checked)
+        header = encode_segment_header(first_sequence, self._segment_size)
+        is_there = SEGMENT_SUFFIX in self._known.get(first_sequence, ())
+        self._checked = _CheckedSegment(self._storage, first_sequence, header, is_there)
+
+    def _find_ahead(self, head_sequence: int) -> tuple[str, int] | None:
+        """File and last sequence of the valid records that go on behind the journal's head."""
+        for first in sorted(self._known, reverse=True):
+            if SEGMENT_SUFFIX in self._known[first]:
+                last = _last_valid(self._storage, first)
+                if last > head_sequence:
+                    return segment_name(first), last
+            if first <= head_sequence:
+                break
+        return None
+
+    def _forget_aside(self) -> None:
+        """Remove what was written aside, as far as that goes."""
+        for segment in (*self._passed, self._checked):
+            if segment is not None:
+                with suppress(OSError):
+                    segment.discard()
+
+    def _mend(self) -> None:
+        """Put what was written aside in its place, and remove what does not belong here."""
+        segments = [*self._passed]
+        if self._checked is not None:
+            self._checked.finish()
+            segments.append(self._checked)
+        expected = {segment.first_sequence for segment in segments}
+        # What is left from an earlier start was replaced when it was written aside again.
+        aside = {segment.aside_name for segment in segments if segment.is_aside}
+        for name in self._leftovers:
+            if name not in aside:
+                self._storage.remove(name)
+        for first, suffixes in self._known.items():
+            for suffix in suffixes:
+                is_stale = first not in expected
+                if is_stale:
+                    self._storage.remove(f"{first:020}{suffix}")
+        for segment in segments:
+            is_full = segment is not self._checked
+            has_index = INDEX_SUFFIX in self._known.get(segment.first_sequence, ())
+            if has_index and not (is_full and segment.is_proven):
+                self._storage.remove(index_name(segment.first_sequence))
+            segment.put_in_place()
+        self._storage.sync_folder()
+        for segment in self._passed:
+            if not segment.is_proven:
+                self._sealer.add(segment.first_sequence)
+        if self._checked is not None:
+            name = segment_name(self._checked.first_sequence)
+            self._file = self._storage.open(name, is_writable=True)
+        self._passed = []
+        self._checked = None
+
+    # Live.
+
+    def append(
+        self,
+        first_sequence: int,
+        command_count: int,
+        rules_version: int,
+        events: bytes,
+        events_crc: int,
+    ) -> None:
+        """Write the record of a batch that is durable. Raises JournalFailed."""
+        self._latch.check()
+        assert self._is_started, "the log is started"
+        assert first_sequence == self._position.sequence + 1, "no record is left out"
+        header = RecordHeader(rules_version, first_sequence, command_count, len(events), events_crc)
+        content = encode_record_header(header) + events
+        try:
+            if self._file is None or not self._has_room(len(events)):
+                self._begin_segment(first_sequence)
+            assert self._file is not None
+            self._file.write(self._position.offset, content)
+        except OSError as error:
+            raise self._latch.fail("write to events/", error) from error
+        end = self._position.offset + len(content)
+        self._position = EventPosition(header.last_sequence, self._position.segment, end)
+
+    def _begin_segment(self, first_sequence: int) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._sealer.add(self._position.segment)
+        self._file = self._storage.create(segment_name(first_sequence))
+        self._file.write(0, encode_segment_header(first_sequence, self._segment_size))
+        sequence = self._position.sequence
+        self._position = EventPosition(sequence, first_sequence, SEGMENT_HEADER_SIZE)
+
+    def stop(self) -> None:
+        """A clean stop: wait for the sealing, then close. Raises JournalFailed."""
+        try:
+            self._sealer.wait()
+            self._latch.check()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of all files, after a failure, a refusal or mere checking."""
+        if not self._is_started:
+            self._forget_aside()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        # A failure was raised to whoever wrote, or nobody writes any more.
+        with suppress(JournalFailed):
+            self._sealer.wait()
+
+
+class _CheckedSegment:
+    """A segment during the start: what is there, as long as it is right, then a copy aside."""
+
+    def __init__(
+        self, storage: Storage, first_sequence: int, header: bytes, is_there: bool
+    ) -> None:
+        self.first_sequence = first_sequence
+        self.end = len(header)  # of the records that were taken
+        self.is_aside = False
+        self._storage = storage
+        self._header = header
+        self._aside: File | None = None
+        self._file: File | None = None
+        self._index: Index | None = None
+        self._row = 0
+        if is_there:
+            self._file = storage.open(segment_name(first_sequence))
+            if self._file.read(0, len(header)) == header:
+                self._index = _read_index(storage, first_sequence, self._file.size())
+            else:
+                self._file.close()
+                self._file = None
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the index is right and stays."""
+        return self._index is not None and not self.is_aside
+
+    @property
+    def aside_name(self) -> str:
+        return segment_name(self.first_sequence) + TEMPORARY_SUFFIX
+
+    def take(self, header: RecordHeader, events: bytes) -> None:
+        """The next record: compared while all is right, then written."""
+        if not self.is_aside and not self._is_same(header, events):
+            self._copy_aside()
+        if self._aside is not None:
+            self._aside.write(self.end, encode_record_header(header) + events)
+        self.end += RECORD_HEADER_SIZE + len(events)
+
+    def finish(self) -> None:
+        """No record follows: nothing else may, either."""
+        if not self.is_aside and (self._file is None or self._file.size() != self.end):
+            self._copy_aside()
+        if self._index is not None and self._row != len(self._index.rows):
+            self._index = None
+        for file in (self._aside, self._file):
+            if file is not None:
+                file.close()
+        self._aside = self._file = None
+
+    def put_in_place(self) -> None:
+        if self.is_aside:
+            self._storage.rename(self.aside_name, segment_name(self.first_sequence))
+
+    def discard(self) -> None:
+        for file in (self._aside, self._file):
+            if file is not None:
+                file.close()
+        self._aside = self._file = None
+        if self.is_aside:
+            self.is_aside = False
+            self._storage.remove(self.aside_name)
+
+    def _is_same(self, header: RecordHeader, events: bytes) -> bool:
+        if self._file is None:
+            return False
+        if self._index is not None:
+            # The index was made from the whole segment when it was full: no need to read it again.
+            row = Row(header.first_sequence, self.end, header.events_crc)
+            is_same = self._row < len(self._index.rows) and self._index.rows[self._row] == row
+            self._row += 1
+            return is_same
+        content = encode_record_header(header) + events
+        return self._file.read(self.end, len(content)) == content
+
+    def _copy_aside(self) -> None:
+        """Go on in a copy of what is right so far."""
+        self.is_aside = True
+        if self.aside_name in self._storage.names():
+            self._storage.remove(self.aside_name)
+        self._aside = self._storage.create(self.aside_name)
+        if self._file is None:
+            self._aside.write(0, self._header)
+            return
+        offset = 0
+        while offset < self.end:
+            block = self._file.read(offset, min(BLOCK_SIZE, self.end - offset))
+            self._aside.write(offset, block)
+            offset += len(block)
+        self._file.close()
+        self._file = None
+
+
+class _Sealer:
+    """Syncs and indexes full segments, one after another, where `execute` says."""
+
+    def __init__(self, storage: Storage, latch: Latch, execute: Execute) -> None:
+        self._storage = storage
+        self._latch = latch
+        self._execute = execute
+        self._lock = Lock()
+        self._backlog: deque[int] = deque()
+        self._is_running = False
+        self._join: Join | None = None
+
+    def add(self, first_sequence: int) -> None:
+        """Seal this segment later. Waits, bounded, when too many are waiting."""
+        if len(self._backlog) >= SEAL_BACKLOG_MAX:
+            self.wait()
+        with self._lock:
+            self._backlog.append(first_sequence)
+            if self._is_running:
+                return
+            self._is_running = True
+        self._join = self._execute(self._work)
+
+    def wait(self) -> None:
+        """Wait until all is sealed. Raises JournalFailed."""
+        if self._join is not None:
+            join, self._join = self._join, None
+            if not join():
+                raise self._latch.fail("seal a segment of events/", "not done in time")
+        self._latch.check()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._backlog:
+                    self._is_running = False
+                    return
+                first_sequence = self._backlog.popleft()
+            try:
+                self._seal(first_sequence)
+            except Exception as error:  # noqa: BLE001 - on a thread nobody else would hear of it
+                self._latch.fail(f"seal {segment_name(first_sequence)}", error)
+                with self._lock:
+                    self._backlog.clear()
+
+    def _seal(self, first_sequence: int) -> None:
+        with closing(self._storage.open(segment_name(first_sequence), is_writable=True)) as file:
+            file.sync()
+        content = build_index(self._storage, first_sequence)
+        write_durably(self._storage, index_name(first_sequence), [content])
+
+
+def _read_index(storage: Storage, first_sequence: int, size: int) -> Index | None:
+    """The index of a segment of this size; None when it is missing or is that of other bytes."""
+    name = index_name(first_sequence)
+    if name not in storage.names():
+        return None
+    with closing(storage.open(name)) as file:
+        index = decode_index(file.read(0, file.size()))
+    is_its = index is not None and (index.first_sequence, index.size) == (first_sequence, size)
+    return index if is_its else None
+
+
+def _last_valid(storage: Storage, first_sequence: int) -> int:
+    """Last sequence that the beginning of a segment proves to have been durable, 0 for none.
+
+    Records count whose headers are good and follow each other, up to the last whose events are
+    whole; a good segment header proves the record before it.
+    """
+    with closing(storage.open(segment_name(first_sequence))) as file:
+        if not is_segment_header(file.read(0, SEGMENT_HEADER_SIZE), first_sequence):
+            return 0
+        index = _read_index(storage, first_sequence, file.size())
+        if index is not None:
+            return index.last_sequence
+        found: list[tuple[int, RecordHeader]] = []
+        offset, sequence = SEGMENT_HEADER_SIZE, first_sequence
+        while True:
+            header = decode_record_header(file.read(offset, RECORD_HEADER_SIZE))
+            if header is None or header.first_sequence != sequence:
+                break
+            found.append((offset, header))
+            sequence = header.last_sequence + 1
+            offset += RECORD_HEADER_SIZE + header.size
+        while found:
+            offset, header = found.pop()
+            if _is_whole(file.read(offset + RECORD_HEADER_SIZE, header.size), header):
+                return header.last_sequence
+    return first_sequence - 1
+
+
+def _is_whole(events: bytes, header: RecordHeader) -> bool:
+    try:
+        return len(events) == header.size and payloads_crc(events) == header.events_crc
+    except ValueError:
+        return False
