@@ -7,6 +7,7 @@ compared with it at every start.
 
 import difflib
 import tomllib
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final
 
@@ -19,7 +20,10 @@ __all__ = [
     "ConfigError",
     "JournalSettings",
     "Limits",
+    "MarketDataSettings",
+    "MetricsSettings",
     "OrderEntrySettings",
+    "ThrottleSettings",
     "VenueSettings",
     "load",
 ]
@@ -32,7 +36,16 @@ SEGMENT_SIZE_MIN: Final = 1024 * 1024
 SEGMENT_SIZE_MAX: Final = 1024 * 1024 * 1024
 """Preparing a larger one would outlast the wait for it."""
 
+GROUPS_MAX: Final = 64
+"""Multicast groups from the first one on: each channel has its own."""
+
+COMMANDS_PER_SECOND_MAX: Final = 1_000_000
+"""As much as the venue takes from everybody together: as good as no bound."""
+
 Port = Annotated[int, Meta(ge=0, le=65_535)]
+RealPort = Annotated[int, Meta(ge=1, le=65_535)]
+Ttl = Annotated[int, Meta(ge=0, le=255)]
+Rate = Annotated[int, Meta(ge=1, le=COMMANDS_PER_SECOND_MAX)]
 SegmentSize = Annotated[int, Meta(ge=SEGMENT_SIZE_MIN, le=SEGMENT_SIZE_MAX, multiple_of=512)]
 Count = Annotated[int, Meta(ge=1, le=2**32 - 1)]
 
@@ -67,6 +80,50 @@ class JournalSettings(Settings, frozen=True, forbid_unknown_fields=True):
     segment_size: SegmentSize = 64 * 1024 * 1024
 
 
+def _address(name: str, value: str) -> IPv4Address:
+    try:
+        return IPv4Address(value)
+    except ValueError:
+        raise ValueError(f"{name} {value!r} is not an IPv4 address") from None
+
+
+class MarketDataSettings(Settings, frozen=True, forbid_unknown_fields=True):
+    """Where packets go: channel c to the address `group` + c - 1, out of `interface`."""
+
+    group: str = "239.255.66.1"
+    port: RealPort = 9100
+    interface: str = "127.0.0.1"
+    ttl: Ttl = 0
+
+    def __post_init__(self) -> None:
+        group = _address("group", self.group)
+        if not group.is_multicast:
+            raise ValueError(f"group {group} is not a multicast address")
+        if not (group + GROUPS_MAX - 1).is_multicast:
+            raise ValueError(f"group {group} is not followed by {GROUPS_MAX - 1} multicast ones")
+        interface = _address("interface", self.interface)
+        if interface.is_multicast or interface.is_unspecified:
+            raise ValueError(f"interface {interface} is not the address of an interface")
+
+
+class ThrottleSettings(Settings, frozen=True, forbid_unknown_fields=True):
+    """What one session may send: commands a second, and how many at once after a silence."""
+
+    orders_per_second: Rate = 50_000
+    orders_burst: Rate = 10_000
+    cancels_per_second: Rate = 100_000
+    cancels_burst: Rate = 20_000
+    other_per_second: Rate = 1_000
+    other_burst: Rate = 1_000
+
+
+class MetricsSettings(Settings, frozen=True, forbid_unknown_fields=True):
+    """Where Prometheus scrapes."""
+
+    host: str = "127.0.0.1"
+    port: Port = 9101
+
+
 class Limits(Settings, frozen=True, forbid_unknown_fields=True):
     """The engine's limits, fixed for the life of the journal."""
 
@@ -89,6 +146,9 @@ class Config(Settings, frozen=True, forbid_unknown_fields=True):
     limits: Limits
     order_entry: OrderEntrySettings = OrderEntrySettings()
     journal: JournalSettings = JournalSettings()
+    market_data: MarketDataSettings = MarketDataSettings()
+    throttle: ThrottleSettings = ThrottleSettings()
+    metrics: MetricsSettings = MetricsSettings()
 
 
 def load(path: Path) -> Config:

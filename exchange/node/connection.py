@@ -1,9 +1,10 @@
-"""One TCP connection: bytes in and out, around the session machine of `protocol.session`.
+"""One TCP connection: its life and what comes in, around the session machine of `protocol.session`.
 
 Until the log-on is durable the machine reads every frame. Then the connection is *attached*: the
 compiled ingress reads, the machine keeps the clock, and Python handles what is rare, one frame at a
-time. What cannot be taken at once (a full batch, a log-on under way, more rare frames than one turn
-may have) stays in `_unread`, and reading from the socket is paused.
+time. What cannot be taken at once (a full batch, more rare or refused frames than one turn may
+have, answers that the client does not read) stays in `_unread`, and reading from the socket is
+paused. What goes out is in `exchange.node.outbound`.
 
 Nothing here waits or blocks; every way out ends in `_close`, which is reached once.
 """
@@ -14,17 +15,18 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
 from exchange.node import log_on as log_ons
-from exchange.node.ingress import BAD_HEADER, DRAINED, FULL, GAP
+from exchange.node.images import Image, take_image
+from exchange.node.ingress import BAD_HEADER, COLD, DRAINED, FULL, GAP, REFUSED
 from exchange.node.limits import (
     COLD_FRAMES_PER_TURN_MAX,
     DISK_RETRY_NS,
+    IMAGE_INTERVAL_NS,
     LINGER_S,
     RECHECK_S,
     UNREAD_SIZE_MAX,
     WRITE_SIZE_HIGH,
-    WRITE_SIZE_MAX,
-    WRITE_WAIT_S,
 )
+from exchange.node.outbound import Outbound
 from protocol import wire
 from protocol.codes import DisconnectReason, RejectCode, TerminateCode
 from protocol.errors import MessageError, RemoteProtocolError
@@ -47,6 +49,7 @@ from protocol.transport import (
     LogOnRejected,
     NotApplied,
     SessionReject,
+    StateRequest,
     Terminate,
 )
 
@@ -55,11 +58,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection"]
 
+STATE_REQUEST_TAG: Final = wire.peek_tag(wire.encode(StateRequest()))
 NANOSECONDS_PER_SECOND: Final = 1_000_000_000
 NANOSECONDS_PER_MILLISECOND: Final = 1_000_000
 SHUTTING_DOWN_TEXT: Final = "the venue is stopping"
 DISK_LOW_TEXT: Final = "the journal's disk is nearly full; cancels are taken"
 BARRED_TEXT: Final = "this has failed the venue before, and waits for its operator"
+CROWDED_TEXT: Final = "too much waits for the journal already"
+EARLY_TEXT: Final = "a frame from the client when authenticating"
+IMAGE_TEXT: Final = "one state image at a time"
+IMAGES_TEXT: Final = "state images cost much: one a second"
 
 
 class Connection(asyncio.Protocol):
@@ -74,22 +82,24 @@ class Connection(asyncio.Protocol):
         self._heard_ns = server.steady_ns()
         self._machine = Machine(Party.VENUE, self._heard_ns)
         self._transport: asyncio.Transport | None = None
+        self._out = Outbound(server, self._machine, self._be_too_slow)
+        self._wanted_number = 0  # the report that the log-on asks for
         self._unread = b""
         self._offset = 0
-        self._is_attached = False  # the ingress takes our frames
+        self.is_attached = False  # the ingress takes our frames
         self._is_connected = False  # the engine counts us as the session's connection
-        self._is_waiting = False  # we are in a queue to go on with what is unread
-        self._is_write_blocked = False
+        self._is_waiting = False  # we are in a queue to go on with what is unread,
+        self._is_behind = False  # or go on when the client has read what it was sent
+        self._has_asked = False  # for a state image, which is not there yet
         self._is_reading = True
         self._is_rechecking = False
         self._is_closed = False
         self._timer: asyncio.TimerHandle | None = None
-        self._write_timer: asyncio.TimerHandle | None = None
 
     # The transport calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
+        self._transport = self._out.transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=WRITE_SIZE_HIGH)
         now_ns = self._server.steady_ns()
         self._machine.send(self._server.hello(now_ns), now_ns)
@@ -103,7 +113,7 @@ class Connection(asyncio.Protocol):
         self._heard_ns = self._server.steady_ns()
         if self._is_closed:
             return
-        if self._machine.state is State.GREETED:
+        if self._machine.state in (State.GREETED, State.AUTHENTICATING):
             self._greeted(data)
         elif self._machine.state is not State.CLOSING:
             rest = self._unread[self._offset :]
@@ -111,51 +121,52 @@ class Connection(asyncio.Protocol):
             self._offset = 0
             if len(self._unread) > UNREAD_SIZE_MAX:
                 self.end(TerminateCode.PROTOCOL_VIOLATION, "more than the venue reads ahead")
-            elif self._is_attached and not self._is_waiting:
+            elif self.is_attached and not self._is_waiting:
                 self._read()
 
     def pause_writing(self) -> None:
-        self._is_write_blocked = True
+        self._out.block()
         self._pace()
-        loop = self._server.loop
-        self._write_timer = loop.call_later(WRITE_WAIT_S, self._be_too_slow)
 
     def resume_writing(self) -> None:
-        self._is_write_blocked = False
+        self._out.unblock()
+        if self._is_behind:
+            self._is_behind = self._is_waiting = False
+            self._read()
         self._pace()
-        if self._write_timer is not None:
-            self._write_timer.cancel()
 
     def connection_lost(self, error: Exception | None) -> None:
         del error  # However it was lost, it is lost.
         self._machine.connection_lost()
         self._transport = None
+        self._out.lose()
         self._close()
-        for timer in (self._timer, self._write_timer):
-            if timer is not None:
-                timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         self._server.forget(self)
 
     # Log-on.
 
     def _greeted(self, data: bytes) -> None:
-        """Let the machine read until the log-on is there; the rest waits for its outcome."""
+        """Let the machine read: the log-on, and nothing but a Terminate until it is answered."""
         self._machine.receive_data(data, self._heard_ns)
-        try:
-            received = self._machine.next_event()
-        except RemoteProtocolError:
-            received = None  # The machine has its Terminate ready.
-        if received is not None and isinstance(received.message, LogOn):
-            self._unread = self._machine.take_unread()
-            self._log_on(received.message)
+        # After an error the machine has its Terminate ready.
+        with suppress(RemoteProtocolError):
+            while (received := self._machine.next_event()) is not None:
+                if isinstance(received.message, LogOn):
+                    self._server.expect(self)
+                    self._log_on(received.message)
         self._flush()
-        self._pace()
 
     def _log_on(self, message: LogOn) -> None:
         assert self._machine.hello is not None, "the greeting was sent first"
         if self._sequencer.is_draining:
             self._refuse_log_on(_shutting_down())
             return
+        if self._sequencer.is_crowded:
+            self._refuse_log_on(log_ons.reject(RejectCode.BACK_PRESSURE, "", CROWDED_TEXT))
+            return
+        self._wanted_number = message.next_number
         refusal = log_ons.authenticate(self._server.engine, self._machine.hello, message)
         if refusal is not None and self._server.engine.key(message.key) is None:
             # No key is ever forgotten: one that is unknown now is so durably, and nothing waits.
@@ -168,9 +179,7 @@ class Connection(asyncio.Protocol):
 
     def _refuse_log_on(self, refusal: LogOnRejected) -> None:
         if self._machine.state is State.AUTHENTICATING:
-            self._server.log.info(
-                "log_on_rejected", code=RejectCode(refusal.code).name, peer=self.peer
-            )
+            self._server.note_refused_log_on(refusal, self.peer)
             self._machine.send(refusal, self._server.steady_ns())
             self._flush()
 
@@ -205,37 +214,48 @@ class Connection(asyncio.Protocol):
         if isinstance(answer, LogOnRejected):
             self._refuse_log_on(log_ons.explain(answer))
             return b""
-        self._machine.send(answer, self._server.steady_ns())
+        head = answer.next_number
+        number = self._server.find_start(self.session, self._wanted_number, head)
+        self._machine.send(answer, self._server.steady_ns(), number)
+        if self._machine.take_unread():
+            self.end(TerminateCode.PROTOCOL_VIOLATION, EARLY_TEXT)
+            return b""
         self._flush()
         if self._is_connected:
             self._ingress.attach(self.session, self.connection, answer.last_client_number)
-            self._is_attached = True
+            self.is_attached = True
+            self._server.log_on_count += 1
             self._server.log.info(
                 "log_on", session=self.session, connection=self.connection, peer=self.peer
             )
         self._arm()
+        if number < head:
+            self._out.replay(self.session, head)
         return frames[length:]
 
     # Frames in.
 
     def _read(self) -> None:
         """Go on with what is unread, now or when it is our turn."""
-        if not self._sequencer.attempt(self._take):
+        if self._out.is_blocked:
+            # Answers would pile up: first it has to read those that it has.
+            self._is_waiting = self._is_behind = True
+        elif not self._sequencer.attempt(self._take, may_pass=True):
             self._is_waiting = True
-            self._pace()
+        self._pace()
 
     def _take(self) -> bool:
         """Take what is unread; False when the batch is full before that."""
         self._is_waiting = False
         is_done = True
         for _ in range(COLD_FRAMES_PER_TURN_MAX):
-            if not self._is_attached:
+            if not self.is_attached:
                 break
             self._offset, status = self._sequencer.feed(
                 self.session, self.connection, self._unread, self._offset
             )
-            if status == DRAINED:
-                break
+            if self._ingress.refusals_size:
+                self._send_refusals()
             if status == FULL:
                 is_done = False
             elif status == GAP:
@@ -243,17 +263,24 @@ class Connection(asyncio.Protocol):
                 self._machine.send(missing, self._heard_ns)
             elif status == BAD_HEADER:
                 self._refuse_header()
-            else:
+            elif status == COLD:
                 is_done = self._take_frame()
-            if not is_done:
+            if status in (DRAINED, REFUSED) or not is_done:
                 break
         else:
+            status = REFUSED  # As good as that: others have their turn before it goes on.
+        if self.is_attached and status == REFUSED:
             self._is_waiting = True
             self._server.loop.call_soon(self._read)
         self._is_waiting = self._is_waiting or not is_done
         self._flush()
         self._pace()
         return is_done
+
+    def _send_refusals(self) -> None:
+        """Write what the ingress has refused, behind what was answered before."""
+        self._flush()
+        self._out.write(self._ingress.take_refusals(self._machine.next_number, self._heard_ns))
 
     def _refuse_header(self) -> None:
         """A header that cannot be; the reader of `protocol` has the words for it."""
@@ -277,7 +304,7 @@ class Connection(asyncio.Protocol):
             return True
         refusal = self._check_command(frame)
         if refusal is not None:
-            self._machine.send(refusal, self._heard_ns)
+            self._refuse(refusal)
         elif not self._sequencer.submit(
             FROM_CLIENT, self.session, self.connection, frame.number, payload
         ):
@@ -306,20 +333,56 @@ class Connection(asyncio.Protocol):
         return SessionReject(frame.number, tag, code, 0, retry_after_ns, text)
 
     def _take_session_frame(self, frame: Frame) -> None:
+        received = None
         # After an error the machine has its Terminate ready, and is closed like after the client's.
         with suppress(RemoteProtocolError):
-            self._machine.receive_frame(frame, self._heard_ns)
+            received = self._machine.receive_frame(frame, self._heard_ns)
+        if received is not None and isinstance(received.message, StateRequest):
+            self._request_image()
         if self._machine.state is not State.ESTABLISHED:
             self._detach()
         if self._machine.state is State.CLOSING:
             self._is_connected = False
             self._sequencer.attempt(self._log_out)
 
+    def _refuse(self, refusal: SessionReject) -> None:
+        self._ingress.count_refusal(refusal.code)
+        self._machine.send(refusal, self._heard_ns)
+
+    # State images.
+
+    def _request_image(self) -> None:
+        """Take the image at the next batch boundary, behind a replay, or say why not."""
+        wait_ns = self._server.image_wait_ns(self.session)
+        if self._has_asked or self._out.has_image:
+            code, text = RejectCode.IMAGE_IN_PROGRESS, IMAGE_TEXT
+            wait_ns = IMAGE_INTERVAL_NS
+        elif wait_ns:
+            code, text = RejectCode.THROTTLED, IMAGES_TEXT
+        else:
+            self._has_asked = True
+            self._server.note_image(self.session)
+            self._out.when_live(partial(self._sequencer.at_boundary, self._take_image))
+            return
+        self._refuse(SessionReject(0, STATE_REQUEST_TAG, code, 0, wait_ns, text))
+
+    def _take_image(self) -> None:
+        """No batch is open: copy what the session has, and send it when that is durable."""
+        if self.is_attached:
+            image = take_image(self._server.engine, self.session)
+            self._sequencer.after_durable(partial(self._send_image, image))
+
+    def _send_image(self, image: Image) -> None:
+        self._has_asked = False
+        if self.is_attached:
+            self._out.send_image(image)
+
     def _log_out(self) -> bool:
         """Sequence the log-out, and say goodbye when all before it is out."""
         if not self._submit_disconnect(DisconnectReason.LOG_OUT):
             return False
-        self._sequencer.after_durable(partial(self.end, TerminateCode.LOG_OUT, ""))
+        goodbye = partial(self.end, TerminateCode.LOG_OUT, "")
+        self._sequencer.after_durable(partial(self._out.when_live, goodbye))
         return True
 
     # Frames out.
@@ -328,40 +391,22 @@ class Connection(asyncio.Protocol):
         """Send the frames of a durable batch; `next_number` is that of the frame after them."""
         if self._machine.state is State.AUTHENTICATING:
             frames = self._establish(frames)
-            if self._is_attached:
-                self._write(frames, next_number)
-                self._read()
-                return
-        self._write(frames, next_number)
-
-    def _write(self, frames: bytes, next_number: int) -> None:
-        if not frames or self._is_closed or self._transport is None:
-            return
-        if self._transport.get_write_buffer_size() > WRITE_SIZE_MAX:
-            self._be_too_slow()
-            return
-        self._transport.write(frames)
-        self._machine.numbers_sent(next_number, self._server.steady_ns())
+        self._out.deliver(frames, next_number)
 
     def _flush(self) -> None:
         """Write what the machine has to say; close when it was the last word."""
-        data = self._machine.data_to_send()
-        if data and self._transport is not None:
-            self._transport.write(data)
+        self._out.flush()
         if self._machine.state is State.CLOSED:
             self._close()
 
-    def _be_too_slow(self) -> None:
-        self.end(TerminateCode.SLOW_CONSUMER, "the client does not read what it is sent")
+    def _be_too_slow(self, text: str) -> None:
+        if self._machine.state is not State.CLOSED:
+            self._server.slow_consumer_count += 1
+            self.end(TerminateCode.SLOW_CONSUMER, text)
 
     def _pace(self) -> None:
         """Read from the socket only when nothing has to wait."""
-        should_read = not (
-            self._is_waiting
-            or self._is_write_blocked
-            or self._is_closed
-            or self._machine.state is State.AUTHENTICATING
-        )
+        should_read = not (self._is_waiting or self._out.is_blocked or self._is_closed)
         if should_read is self._is_reading or self._transport is None or self._is_closed:
             return
         self._is_reading = should_read
@@ -394,7 +439,7 @@ class Connection(asyncio.Protocol):
             self._timer = self._server.loop.call_later(RECHECK_S, self._on_timer)
             return
         self._is_rechecking = False
-        if self._is_attached:
+        if self.is_attached:
             last_number = self._ingress.last_number(self.session)
             self._machine.numbers_received(last_number, self._heard_ns)
         self._machine.tick(now_ns)
@@ -442,8 +487,14 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def drop(self, refusal: LogOnRejected) -> None:
+        """Make room for a newcomer: it has not logged on, and is told so."""
+        self._server.note_refused_log_on(refusal, self.peer)
+        self._machine.send(refusal, self._server.steady_ns())
+        self._flush()
+
     def _detach(self) -> None:
-        self._is_attached = False
+        self.is_attached = False
         self._unread = b""
         self._offset = 0
         self._ingress.detach(self.session, self.connection)
@@ -454,6 +505,7 @@ class Connection(asyncio.Protocol):
             return
         self._is_closed = True
         self._detach()
+        self._out.drop_image()
         self._server.leave(self)
         if self._is_connected:
             self._is_connected = False

@@ -3,7 +3,7 @@
 from enum import IntEnum
 from typing import NamedTuple
 
-__all__ = ["Exit", "Failure"]
+__all__ = ["Exit", "Failure", "ServiceError"]
 
 
 class Exit(IntEnum):
@@ -22,3 +22,11 @@ class Failure(NamedTuple):
 
     exit_code: int
     text: str
+
+
+class ServiceError(Exception):
+    """The venue cannot start or go on; the text is one line, the code that of the process."""
+
+    def __init__(self, exit_code: int, text: str) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code

@@ -3,26 +3,39 @@
 
 `feed` walks the frames that a connection's bytes hold and hands hot orders straight to the core;
 whatever else it meets it leaves to Python, one frame at a time, by returning a status. `release`
-turns the events of a durable batch into the frames of each connection, one bytes object apiece.
-The state is one slot per session: which connection is attached, and the last client number seen.
+turns the events of a durable batch into the frames of each connection, one bytes object apiece,
+and keeps the reports in the rings, for clients that come back.
+The state is one slot per session: which connection is attached, the last client number seen, the
+token buckets. Included as text: throttle (buckets and refusals), and rings.
 """
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, realloc
+from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from exchange.core.hot cimport Hot
 from protocol.codec cimport (
     CANCEL_ORDER,
+    CANCEL_REJECTED,
     DECODED,
     FRAME_HEADER_SIZE,
+    ORDER_REJECTED,
     FrameHeader,
     HotCommand,
     decode_command,
+    encode_report,
     read_frame_header,
     write_frame_header,
 )
+
+from exchange.node import limits
+from protocol import framing, wire
+from protocol.admin import AdminRejected
+from protocol.codes import RejectCode
+from protocol.order_entry import CancelRejected, OrderRejected
+from protocol.transport import SessionReject
 
 cdef extern from "protocol/checked.h":
     void BRIER_ASSERT(bint condition) noexcept nogil
@@ -32,9 +45,12 @@ COLD = 1        # the frame at the offset is for Python
 GAP = 2         # numbers before the frame at the offset never came; feed again after saying so
 FULL = 3        # the batch has no room for the frame at the offset; feed again after the commit
 BAD_HEADER = 4  # the header at the offset cannot be: the stream cannot be read any further
+REFUSED = 5     # no room for more refusals; feed again after `take_refusals`
 
 cdef enum:
-    EVENT_HEAD_SIZE = 40
+    TAKEN = 6              # the frame is sequenced or refused; what is above, in the hot path
+    ENTRY_HEAD_SIZE = 40   # of commands and of events
+    FLAG_REPLAYED = 1
     FRAME_SIZE_MAX = 4096
     FRAME_SIZE_MAX_OUT = 65535
     KIND_SESSION = 1
@@ -42,11 +58,45 @@ cdef enum:
     KIND_UNSEQUENCED = 3
     EVENT_REPORT = 1
     EVENT_SESSION = 2
+    EVENT_MARKET_DATA = 3
+    ADMIN_REJECTED = 101
+    TAG_COUNT = 128
+    CODE_COUNT = 256
     BARRED_BITS = 65536
     BARRED_SIZE = 8192          # bytes of that many bits
     SESSIONS_MAX = 1 << 24      # ceiling of the slots; the engine's own limit is far below
 
 cdef int64_t NUMBER_MAX = (<int64_t>1 << 62) - 1
+cdef int64_t THROTTLED = RejectCode.THROTTLED
+cdef int64_t BACK_PRESSURE = RejectCode.BACK_PRESSURE
+cdef int64_t PRESSURE_RETRY_NS = limits.PRESSURE_RETRY_NS
+cdef Py_ssize_t ORDERS_SIZE_MAX = limits.ORDERS_SIZE_MAX
+cdef Py_ssize_t ORDER_EVENTS_SIZE_MAX = limits.ORDER_EVENTS_SIZE_MAX
+
+include "throttle.pxi"
+
+# Where a reject has its code, behind the tag; counted by tag in this order.
+cdef int[3] REJECT_TAGS = [ORDER_REJECTED, CANCEL_REJECTED, ADMIN_REJECTED]
+cdef int[3] REJECT_CODE_FIELDS = [6, 8, 4]
+
+# One place says what the numbers mean; this unit only repeats those that it works with.
+assert [REJECT_CODE_FIELDS[i] for i in range(3)] == [
+    message.__struct_fields__.index("code")
+    for message in (OrderRejected, CancelRejected, AdminRejected)]
+assert ADMIN_REJECTED == AdminRejected.__struct_config__.tag
+assert SESSION_REJECT == SessionReject.__struct_config__.tag
+assert REFUSAL_FIELD_COUNT + 1 == len(SessionReject.__struct_fields__)
+assert FLAG_REPLAYED == framing.REPLAYED
+
+# What a refusal says, by its reason: an empty bucket each, and a commit that takes long.
+REFUSAL_TEXTS = (
+    "more new orders and replaces than a session may send",
+    "more cancels than a session may send",
+    "more commands of this kind than a session may send",
+    "the journal is slow; cancels are taken",
+)
+cdef enum:
+    TEXT_PRESSURE = 3
 
 
 cdef struct Slot:
@@ -54,6 +104,8 @@ cdef struct Slot:
     uint32_t first_group   # while releasing: 1 + index of the session's group to be filled
     uint32_t last_group    # while releasing: 1 + index of the session's latest group
     int64_t last_number    # the highest client number seen
+    int cold_bucket        # whose token the frame costs that Python has been left
+    Bucket[BUCKET_COUNT] buckets
 
 
 cdef struct Group:
@@ -83,6 +135,24 @@ cdef inline void read_event(const uint8_t* data, Event* out) noexcept nogil:
     memcpy(&out.time_ns, data + 32, 8)
 
 
+
+include "rings.pxi"
+
+
+cdef int64_t field_of(const uint8_t* payload, Py_ssize_t size, int index) noexcept nogil:
+    """A field (from 0, behind the tag) with integers before it, itself below CODE_COUNT; else 0."""
+    cdef const uint8_t* end = payload + size
+    cdef const uint8_t* at = first_element(payload, end)
+    cdef int64_t length = int_size(at, end)
+    cdef int i
+    for i in range(index + 1):
+        at += length
+        length = int_size(at, end)
+    if length == 1:
+        return at[0]
+    return at[1] if length == 2 and at[0] == 0xCC else 0
+
+
 cdef inline uint32_t barred_bit(const uint8_t* data, Py_ssize_t size) noexcept nogil:
     """FNV-1a of a payload, folded to an index of the barred filter."""
     cdef uint64_t h = <uint64_t>0xCBF29CE484222325
@@ -92,6 +162,7 @@ cdef inline uint32_t barred_bit(const uint8_t* data, Py_ssize_t size) noexcept n
     return <uint32_t>((h ^ (h >> 16) ^ (h >> 32) ^ (h >> 48)) & (BARRED_BITS - 1))
 
 
+@cython.final
 cdef class Ingress:
     """See the module. Counters are plain integers, for whoever collects metrics."""
 
@@ -105,22 +176,39 @@ cdef class Ingress:
     cdef readonly Py_ssize_t offset           # of the frame that feed looks at
     cdef public bint is_closed                # leave every command to Python, which refuses it
     cdef public bint is_disk_low              # likewise, but for cancels
+    cdef public bint is_pressed               # a commit takes long: refuse orders, not cancels
+    cdef public bint is_held                  # others wait for room: only cancels may pass them
+    cdef readonly Py_ssize_t refusals_size    # bytes that `take_refusals` would return
+    cdef readonly Rings rings
 
     cdef Hot hot
     cdef Slot* slots
     cdef Py_ssize_t slot_count
     cdef Group* groups
+    cdef Py_ssize_t group_count
     cdef Py_ssize_t group_capacity
     cdef uint8_t barred[BARRED_SIZE]
     cdef bint is_any_barred
+    cdef Budget[BUCKET_COUNT] budgets
+    cdef uint8_t* refusals
+    cdef tuple texts
+    cdef int64_t[TAG_COUNT] event_counts
+    cdef int64_t[3][CODE_COUNT] reject_counts
+    cdef int64_t[CODE_COUNT] refusal_counts
+    cdef int64_t[BUCKET_COUNT] throttled_counts
 
     def __cinit__(self, Hot hot not None):
         self.hot = hot
-        memset(self.barred, 0, BARRED_SIZE)
+        self.rings = Rings(hot)
+        self.texts = tuple(wire.encode(text) for text in REFUSAL_TEXTS)
+        self.refusals = <uint8_t*>malloc(REFUSALS_SIZE)
+        if self.refusals == NULL:
+            raise MemoryError("no memory for refusals")
 
     def __dealloc__(self):
         free(self.slots)
         free(self.groups)
+        free(self.refusals)
 
     def attach(self, uint32_t session, uint32_t connection, int64_t last_number):
         """Take numbered frames of this connection from now on; the next one is last_number + 1."""
@@ -155,6 +243,21 @@ cdef class Ingress:
         if number != slot.last_number + 1:
             raise AssertionError(f"number {number} after {slot.last_number}")
         slot.last_number = number
+        if slot.buckets[slot.cold_bucket].credit >= TOKEN:
+            slot.buckets[slot.cold_bucket].credit -= TOKEN
+
+    def set_budgets(self, tuple orders not None, tuple cancels not None, tuple others not None):
+        """How many of each a session may send: (a second, at once), both 1 to BUDGET_MAX.
+
+        Until it is called nothing is counted.
+        """
+        cdef int64_t per_second, burst
+        cdef int i
+        for i, (per_second, burst) in enumerate((orders, cancels, others)):
+            if not (1 <= per_second <= BUDGET_MAX and 1 <= burst <= BUDGET_MAX):
+                raise AssertionError(f"{per_second} a second and {burst} at once are no budget")
+            self.budgets[i].per_second = per_second
+            self.budgets[i].burst = burst
 
     def bar(self, bytes payload not None):
         """Leave frames with this payload (and now and then another) to Python."""
@@ -169,7 +272,7 @@ cdef class Ingress:
 
         Returns (offset of the first frame not taken, status). `now_ns` stamps what is sequenced.
         Raises what the core raises: then `offset` names the frame, and the core is not to be used
-        any more.
+        any more. What was refused is in `take_refusals`, to be called before the next feed.
         """
         cdef const uint8_t* start = <const uint8_t*>PyBytes_AS_STRING(data)
         cdef Py_ssize_t size = PyBytes_GET_SIZE(data)
@@ -179,6 +282,8 @@ cdef class Ingress:
             raise AssertionError(f"offset {offset} of {size} bytes")
         if not self.is_attached(session, connection):
             raise AssertionError(f"connection {connection} of session {session} is not attached")
+        if self.refusals_size:
+            raise AssertionError("the refusals of another feed were not taken")
         status = self.scan(session, connection, start, size, now_ns)
         return self.offset, status
 
@@ -186,9 +291,7 @@ cdef class Ingress:
                   Py_ssize_t size, int64_t now_ns) except -1:
         cdef Slot* slot = &self.slots[session]
         cdef FrameHeader header
-        cdef HotCommand command
-        cdef const uint8_t* payload
-        cdef Py_ssize_t payload_size
+        cdef int status
         while size - self.offset >= FRAME_HEADER_SIZE:
             read_frame_header(start + self.offset, &header)
             if (not (FRAME_HEADER_SIZE <= header.length <= FRAME_SIZE_MAX)
@@ -207,23 +310,97 @@ cdef class Ingress:
                 slot.last_number = <int64_t>header.number - 1
                 return GAP
             else:
-                payload = start + self.offset + FRAME_HEADER_SIZE
-                payload_size = header.length - FRAME_HEADER_SIZE
-                if self.is_closed or (
-                        self.is_any_barred and self.is_maybe_barred(payload, payload_size)):
-                    return COLD
-                if decode_command(payload, payload_size, &command) != DECODED:
-                    return COLD
-                if self.is_disk_low and command.tag != CANCEL_ORDER:
-                    return COLD
-                if self.hot.submit_hot(session, connection, <int64_t>header.number, now_ns, now_ns,
-                                       payload, payload_size, &command) == 0:
-                    return FULL
+                status = self.take_command(session, connection, now_ns,
+                                           start + self.offset + FRAME_HEADER_SIZE,
+                                           header.length - FRAME_HEADER_SIZE)
+                if status != TAKEN:
+                    return status
                 slot.last_number = <int64_t>header.number
-                self.hot_count += 1
             self.frame_count += 1
             self.offset += header.length
         return DRAINED
+
+    cdef int take_command(self, uint32_t session, uint32_t connection, int64_t now_ns,
+                          const uint8_t* payload, Py_ssize_t size) except -1:
+        """Sequence or refuse the session's next command; else the status that says why not."""
+        cdef Slot* slot = &self.slots[session]
+        cdef int64_t number = slot.last_number + 1
+        cdef int64_t wait_ns = 0
+        cdef HotCommand command
+        cdef bint is_hot = decode_command(payload, size, &command) == DECODED
+        cdef int kind = OTHERS if not is_hot else CANCELS if command.tag == CANCEL_ORDER else ORDERS
+        cdef Bucket* bucket = &slot.buckets[kind]
+        cdef bint is_measured = self.budgets[kind].per_second != 0
+        cdef uint16_t budget = BUDGET_NOT_MEASURED
+        slot.cold_bucket = kind
+        if self.is_closed:
+            return COLD
+        if is_measured:
+            bucket_fill(bucket, &self.budgets[kind], now_ns)
+            wait_ns = bucket_wait_ns(bucket, &self.budgets[kind])
+            if wait_ns:
+                return self.refuse(number, payload, size, THROTTLED, wait_ns, kind)
+            budget = <uint16_t>min(bucket.credit // TOKEN - 1, <int64_t>BUDGET_TOLD_MAX)
+        if kind == ORDERS and self.is_pressed:
+            return self.refuse(number, payload, size, BACK_PRESSURE, PRESSURE_RETRY_NS,
+                               TEXT_PRESSURE)
+        if kind != CANCELS and (
+                self.is_held
+                or self.hot.state.commands_size + ENTRY_HEAD_SIZE + size > ORDERS_SIZE_MAX
+                or self.hot.state.events_size > ORDER_EVENTS_SIZE_MAX):
+            return FULL
+        if not is_hot or (self.is_disk_low and kind != CANCELS) or (
+                self.is_any_barred and self.is_maybe_barred(payload, size)):
+            return COLD
+        if self.hot.submit_hot(session, connection, number, now_ns, now_ns, payload, size,
+                               &command, budget) == 0:
+            return FULL
+        if is_measured:
+            bucket.credit -= TOKEN
+        self.hot_count += 1
+        return TAKEN
+
+    cdef int refuse(self, int64_t number, const uint8_t* payload, Py_ssize_t size, int64_t code,
+                    int64_t retry_after_ns, int text_index) except -1:
+        """Put a refusal of a command where `take_refusals` finds it, when there is room."""
+        cdef int64_t[REFUSAL_FIELD_COUNT] fields = [
+            number, read_tag(payload, size), code, 0, retry_after_ns]
+        cdef uint8_t* out = self.refusals + self.refusals_size
+        cdef bytes text = <bytes>self.texts[text_index]
+        cdef Py_ssize_t text_size = PyBytes_GET_SIZE(text)
+        cdef FrameHeader header
+        cdef Py_ssize_t length
+        if REFUSALS_SIZE - self.refusals_size < REFUSAL_SIZE_MAX:
+            return REFUSED
+        length = FRAME_HEADER_SIZE + encode_report(
+            out + FRAME_HEADER_SIZE, SESSION_REJECT, fields, REFUSAL_FIELD_COUNT)
+        out[FRAME_HEADER_SIZE] += 1   # The array has one element more, the text.
+        memcpy(out + length, PyBytes_AS_STRING(text), text_size)
+        header.length = <uint16_t>(length + text_size)
+        header.kind = KIND_UNSEQUENCED
+        header.flags = 0
+        header.number = 0
+        header.send_time_ns = 0
+        header.match_lag_ns = 0
+        write_frame_header(out, &header)
+        self.refusals_size += header.length
+        self.refusal_counts[code] += 1
+        if code == THROTTLED:
+            self.throttled_counts[text_index] += 1
+        return TAKEN
+
+    def take_refusals(self, uint64_t next_number, uint64_t send_time_ns):
+        """The frames of what `feed` has refused, with both numbers in their headers."""
+        cdef Py_ssize_t offset = 0
+        cdef FrameHeader header
+        while offset < self.refusals_size:
+            read_frame_header(self.refusals + offset, &header)
+            header.number = next_number
+            header.send_time_ns = send_time_ns
+            write_frame_header(self.refusals + offset, &header)
+            offset += header.length
+        self.refusals_size = 0
+        return PyBytes_FromStringAndSize(<char*>self.refusals, offset)
 
     cdef inline bint is_maybe_barred(self, const uint8_t* payload, Py_ssize_t size) noexcept:
         cdef uint32_t bit = barred_bit(payload, size)
@@ -237,50 +414,56 @@ cdef class Ingress:
         """
         cdef const uint8_t* start = <const uint8_t*>PyBytes_AS_STRING(events)
         cdef Py_ssize_t size = PyBytes_GET_SIZE(events)
-        cdef Py_ssize_t group_count = self.measure(start, size)
         cdef Py_ssize_t i
         cdef list result = []
         cdef bytes frames
-        for i in range(group_count):
-            frames = PyBytes_FromStringAndSize(NULL, self.groups[i].size)
-            self.groups[i].end = <uint8_t*>PyBytes_AS_STRING(frames)
-            self.released_size += self.groups[i].size
-            result.append((self.groups[i].session, self.groups[i].connection,
-                           self.groups[i].next_number, frames))
-        self.fill(start, size, send_time_ns, closed_ns)
-        for i in range(group_count):
-            self.slots[self.groups[i].session].first_group = 0
-            self.slots[self.groups[i].session].last_group = 0
+        self.group_count = 0
+        try:
+            self.measure(start, size)
+            for i in range(self.group_count):
+                frames = PyBytes_FromStringAndSize(NULL, self.groups[i].size)
+                self.groups[i].end = <uint8_t*>PyBytes_AS_STRING(frames)
+                self.released_size += self.groups[i].size
+                result.append((self.groups[i].session, self.groups[i].connection,
+                               self.groups[i].next_number, frames))
+            self.fill(start, size, send_time_ns, closed_ns)
+        finally:
+            for i in range(self.group_count):
+                self.slots[self.groups[i].session].first_group = 0
+                self.slots[self.groups[i].session].last_group = 0
         return result
 
-    cdef Py_ssize_t measure(self, const uint8_t* start, Py_ssize_t size) except -1:
-        """Find the groups and their sizes; returns how many. A session's groups are in order."""
-        cdef Py_ssize_t offset = 0, count = 0
+    cdef int measure(self, const uint8_t* start, Py_ssize_t size) except -1:
+        """Find the groups and their sizes. A session's groups are in order."""
+        cdef Py_ssize_t offset = 0
         cdef Py_ssize_t frame_size
         cdef Event event
         cdef Slot* slot
         while offset < size:
-            if size - offset < EVENT_HEAD_SIZE:
+            if size - offset < ENTRY_HEAD_SIZE:
                 raise AssertionError("events end inside a head")
             read_event(start + offset, &event)
-            frame_size = <Py_ssize_t>event.length - EVENT_HEAD_SIZE + FRAME_HEADER_SIZE
+            frame_size = <Py_ssize_t>event.length - ENTRY_HEAD_SIZE + FRAME_HEADER_SIZE
             if not (FRAME_HEADER_SIZE < frame_size <= FRAME_SIZE_MAX_OUT):
                 raise AssertionError(f"event of {event.length} bytes")
             if event.length > size - offset:
                 raise AssertionError("events end inside an entry")
+            offset += event.length
+            if event.kind == EVENT_MARKET_DATA:
+                continue
             self.reserve(event.session)
             slot = &self.slots[event.session]
             if (slot.last_group == 0
                     or self.groups[slot.last_group - 1].connection != event.connection):
-                count = self.add_group(slot, &event, count)
+                self.add_group(slot, &event)
             self.groups[slot.last_group - 1].size += frame_size
             self.groups[slot.last_group - 1].next_number = (
                 event.number + (event.kind == EVENT_REPORT))
-            offset += event.length
-        return count
+        return 0
 
-    cdef Py_ssize_t add_group(self, Slot* slot, Event* event, Py_ssize_t count) except -1:
-        """Begin a group behind `count` others; returns how many there are now."""
+    cdef int add_group(self, Slot* slot, Event* event) except -1:
+        """Begin a group behind the others."""
+        cdef Py_ssize_t count = self.group_count
         cdef Py_ssize_t capacity = self.group_capacity
         cdef void* moved
         if count == capacity:
@@ -299,7 +482,8 @@ cdef class Ingress:
         else:
             self.groups[slot.last_group - 1].next = <uint32_t>count + 1
         slot.last_group = <uint32_t>count + 1
-        return count + 1
+        self.group_count = count + 1
+        return 0
 
     cdef int fill(self, const uint8_t* start, Py_ssize_t size, uint64_t send_time_ns,
                   int64_t closed_ns) except -1:
@@ -314,6 +498,10 @@ cdef class Ingress:
         header.send_time_ns = send_time_ns
         while offset < size:
             read_event(start + offset, &event)
+            self.note(&event, start + offset + ENTRY_HEAD_SIZE)
+            if event.kind == EVENT_MARKET_DATA:
+                offset += event.length
+                continue
             slot = &self.slots[event.session]
             group = &self.groups[slot.first_group - 1]
             if group.connection != event.connection:
@@ -322,17 +510,58 @@ cdef class Ingress:
                 group = &self.groups[slot.first_group - 1]
             BRIER_ASSERT(group.connection == event.connection)
             lag_ns = closed_ns - <int64_t>event.time_ns
-            header.length = <uint16_t>(event.length - EVENT_HEAD_SIZE + FRAME_HEADER_SIZE)
+            header.length = <uint16_t>(event.length - ENTRY_HEAD_SIZE + FRAME_HEADER_SIZE)
             header.kind = KIND_SESSION if event.kind == EVENT_SESSION else KIND_SEQUENCED
             header.number = event.number
             header.match_lag_ns = <uint32_t>min(max(lag_ns, 0), <int64_t>0xFFFFFFFF)
             write_frame_header(group.end, &header)
-            memcpy(group.end + FRAME_HEADER_SIZE, start + offset + EVENT_HEAD_SIZE,
-                   event.length - EVENT_HEAD_SIZE)
+            memcpy(group.end + FRAME_HEADER_SIZE, start + offset + ENTRY_HEAD_SIZE,
+                   event.length - ENTRY_HEAD_SIZE)
             group.end += header.length
             offset += event.length
             self.released_count += 1
         return 0
+
+    cdef int note(self, const Event* event, const uint8_t* payload) except -1:
+        """Count a durable event, and keep it when it is a report."""
+        cdef Py_ssize_t size = <Py_ssize_t>event.length - ENTRY_HEAD_SIZE
+        cdef int64_t tag = read_tag(payload, size)
+        cdef int i
+        if tag < TAG_COUNT:
+            self.event_counts[tag] += 1
+        if tag in (ORDER_REJECTED, CANCEL_REJECTED, ADMIN_REJECTED):
+            i = 0 if tag == ORDER_REJECTED else 1 if tag == CANCEL_REJECTED else 2
+            self.reject_counts[i][field_of(payload, size, REJECT_CODE_FIELDS[i])] += 1
+        if event.kind == EVENT_REPORT:
+            self.rings.keep(event.session, <int64_t>event.number, payload, size)
+        return 0
+
+    # For whoever collects metrics.
+
+    def event_count(self, int tag):
+        """Durable events with this message tag."""
+        return self.event_counts[tag] if 0 <= tag < TAG_COUNT else 0
+
+    def reject_count(self, int tag, int code):
+        """Durable rejects with this message tag and code."""
+        cdef int i
+        for i in range(3):
+            if tag == REJECT_TAGS[i] and 0 <= code < CODE_COUNT:
+                return self.reject_counts[i][code]
+        return 0
+
+    def refusal_count(self, int code):
+        """Commands and requests that were refused before they were sequenced, by code."""
+        return self.refusal_counts[code] if 0 <= code < CODE_COUNT else 0
+
+    def count_refusal(self, int code):
+        """Python has refused one."""
+        if 0 <= code < CODE_COUNT:
+            self.refusal_counts[code] += 1
+
+    def throttled_count(self, int bucket):
+        """Commands refused because this bucket (0 orders, 1 cancels, 2 others) was empty."""
+        return self.throttled_counts[bucket] if 0 <= bucket < BUCKET_COUNT else 0
 
     cdef int reserve(self, uint32_t session) except -1:
         """Have a slot for this session; sessions are dense, so slots follow the greatest id."""

@@ -6,8 +6,14 @@ limits those of `exchange.core.limits`.
 
 from typing import Final
 
-from exchange.core.limits import COMMAND_PAYLOAD_SIZE_MAX, EVENTS_SIZE_MAX
+from exchange.core.limits import (
+    COMMAND_PAYLOAD_SIZE_MAX,
+    COMMANDS_SIZE_MAX,
+    EVENTS_SIZE_MAX,
+    GENESIS_CEILINGS,
+)
 from protocol.framing import CLIENT_FRAME_SIZE_MAX
+from protocol.packets import CHANNELS_MAX, PACKET_SIZE_MAX
 
 CONNECTIONS_MAX: Final = 1_024
 """TCP connections at a time, logged on or not: bounds sockets and, times the buffers below, memory.
@@ -45,6 +51,45 @@ RECHECK_S: Final = 0.01
 """A silent peer is looked at once more after this: if the venue itself was held up, what the peer
 sent meanwhile has been read by then."""
 
+RING_SIZE_MIN: Final = 4 * 1024
+"""First size of a session's ring of released reports: about 40 of them."""
+
+RING_SIZE_MAX: Final = 1024 * 1024
+"""Largest size of it: some ten thousand reports, more than a client misses while it reconnects. A
+client that missed more takes the state image."""
+
+RINGS_SIZE_MAX: Final = 512 * 1024 * 1024
+"""All rings together. Every session that the venue may have keeps its first size; what is left
+goes to those that come first."""
+
+REPLAY_CHUNK_SIZE: Final = 128 * 1024
+"""Bytes of a replay that are written in one turn of the loop."""
+
+IMAGE_INTERVAL_NS: Final = 1_000_000_000
+"""A session may take its state image once in so long: it is a copy of all that it has."""
+
+IMAGE_MESSAGES_PER_TURN: Final = 4
+"""Messages of a state image that are encoded in one turn (about half a ms)."""
+
+IMAGES_SIZE_MAX: Final = 256 * 1024 * 1024
+"""State images that wait for their sockets, in bytes; one more may come on top."""
+
+PRESSURE_NS: Final = 250_000_000
+"""A commit that takes longer is no hiccup: new orders are then refused instead of kept waiting."""
+
+PRESSURE_RETRY_NS: Final = 250_000_000
+"""What a client is told then about trying again: nobody knows, so as long as it has taken."""
+
+ORDERS_SIZE_MAX: Final = 3 * COMMANDS_SIZE_MAX // 4
+"""Bytes of a batch that commands other than cancels may fill; the last quarter is for cancels."""
+
+ORDER_EVENTS_SIZE_MAX: Final = EVENTS_SIZE_MAX // 2
+"""Bytes of its events above which commands other than cancels wait, so that cancels have room."""
+
+WAITERS_MAX: Final = 8 * CONNECTIONS_MAX
+"""Actions that wait for room or for a commit, above which log-ons are refused: connections that
+come and go while the journal is stuck leave one or two each."""
+
 DISK_CHECK_S: Final = 1.0
 """How often the free space of the journal's disk is looked at."""
 
@@ -65,6 +110,29 @@ DRAIN_WAIT_S: Final = 5.0
 DEADLINE_SLEEP_MAX_S: Final = 60.0
 """Longest sleep until a deadline: the clock of the machine may be set while the venue sleeps."""
 
+PUBLISH_QUEUE_MAX: Final = 4_096
+"""Packets that wait while the socket's buffer is full (6 MB): more than the largest batch gives."""
+
+COMPLAINT_NS: Final = 1_000_000_000
+"""Lost packets are logged once in this time, with their number so far."""
+
+REPUBLISH_RECORDS_MAX: Final = 64
+"""Records whose market data goes out again after a start. A crash can keep back only that of the
+last one; the others are for consumers that were not quick."""
+
+REPUBLISH_SIZE_MAX: Final = 1024 * 1024
+"""Event bytes of those records; the last one counts even if it is larger."""
+
+PACE_PACKETS: Final = 8
+"""Packets that are published again at once. 212,992 bytes, the receive buffer that Linux gives to
+everybody, hold 90 of the largest, each with what the kernel adds."""
+
+PACE_S: Final = 0.002
+"""Pause between them: 5.6 MB a second, and all of it is out in less than a second."""
+
+POSITION_READERS_MAX: Final = 16
+"""Readers of the local position stream: each costs a write for each batch."""
+
 BARRED_MAX: Final = 1_000
 """Payloads written aside that a start reads: each is an open failure, and a person looks at it."""
 
@@ -72,3 +140,6 @@ assert CLIENT_FRAME_SIZE_MAX <= COMMAND_PAYLOAD_SIZE_MAX, "the engine takes ever
 assert WRITE_SIZE_HIGH < WRITE_SIZE_MAX
 assert EVENTS_SIZE_MAX <= 4 * WRITE_SIZE_MAX, "what comes on top is of the same order"
 assert LINGER_S < DRAIN_WAIT_S
+assert GENESIS_CEILINGS["sessions_max"] * RING_SIZE_MIN <= RINGS_SIZE_MAX
+assert REPLAY_CHUNK_SIZE < WRITE_SIZE_HIGH
+assert 2 * EVENTS_SIZE_MAX // PACKET_SIZE_MAX + CHANNELS_MAX < PUBLISH_QUEUE_MAX, "half full"

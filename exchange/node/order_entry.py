@@ -11,14 +11,19 @@ from functools import partial
 from typing import Final
 
 from exchange.clock import Clock
-from exchange.core.engine import Engine
+from exchange.core.engine import Batch, Engine
 from exchange.logs import Log
 from exchange.node import log_on as log_ons
 from exchange.node.barred import BarredPayloads
 from exchange.node.connection import Connection
 from exchange.node.failure import Failure
 from exchange.node.ingress import Ingress
-from exchange.node.limits import CONNECTIONS_MAX, REFUSALS_MAX
+from exchange.node.limits import (
+    CONNECTIONS_MAX,
+    IMAGE_INTERVAL_NS,
+    IMAGES_SIZE_MAX,
+    REFUSALS_MAX,
+)
 from exchange.node.log_on import Place
 from exchange.node.sequencer import Parts, Sequencer
 from protocol.codes import RejectCode, TerminateCode
@@ -41,12 +46,22 @@ class OrderEntry:
         self.ingress: Ingress = parts.ingress
         self.barred: BarredPayloads = parts.barred
         self.sequencer = Sequencer(parts, self)
-        self.connections: set[Connection] = set()
+        self.connections: dict[Connection, None] = {}  # in the order in which they came
+        self.log_on_count = 0
+        self.log_on_reject_counts: dict[int, int] = {}  # by code
+        self.evicted_count = 0  # dropped for a newcomer
+        self.slow_consumer_count = 0
+        self.replay_count = 0
+        self.replayed_count = 0  # reports
+        self.image_count = 0
+        self.images_size = 0  # of those that are being sent
         self.ended: asyncio.Future[Failure] = parts.loop.create_future()
         self._connections_max = connections_max
         self._clock: Clock = parts.clock
         self._steady_base_ns = parts.clock.time_ns() - parts.clock.monotonic_ns()
         self._places: dict[Place, Connection] = {}
+        self._silent: dict[Connection, None] = {}  # connections that have sent no log-on yet
+        self._image_times: dict[int, int] = {}  # when the latest was asked for, by session
         self._empty: asyncio.Event = asyncio.Event()
         for payload in parts.barred.payloads.values():
             parts.ingress.bar(payload)
@@ -67,17 +82,71 @@ class OrderEntry:
         return Hello(MAJOR, MINOR, self.engine.venue, nonce, now_ns, CLIENT_FRAME_SIZE_MAX)
 
     def admit(self, connection: Connection) -> LogOnRejected | None:
-        """Count a connection in; the refusal when the venue takes no more."""
-        before = len(self.connections)
-        self.connections.add(connection)
-        if before >= self._connections_max + REFUSALS_MAX:
-            connection.abort()
-        elif before >= self._connections_max:
-            text = f"the venue has {self._connections_max} connections already"
-            return log_ons.reject(RejectCode.CONNECTION_LIMIT, "", text, self._connections_max)
-        elif self.sequencer.is_draining:
+        """Count a connection in; the refusal when the venue takes no more.
+
+        When it is full, the oldest connection that has not tried to log on gives its place.
+        """
+        count_before = len(self.connections)
+        has_words = count_before < self._connections_max + REFUSALS_MAX
+        self.connections[connection] = None
+        if count_before >= self._connections_max:
+            if self._silent:
+                self._evict(next(iter(self._silent)), has_words)
+            elif not has_words:
+                connection.abort()
+                return None
+            else:
+                text = f"the venue has {self._connections_max} connections already"
+                return self._too_many(text)
+        if self.sequencer.is_draining:
             return log_ons.reject(RejectCode.SHUTTING_DOWN, "", "the venue is stopping")
+        self._silent[connection] = None
         return None
+
+    def _evict(self, connection: Connection, has_words: bool) -> None:
+        self.evicted_count += 1
+        if has_words:
+            text = "dropped for a newcomer: the venue is full, and this one had not logged on"
+            connection.drop(self._too_many(text))
+        else:
+            connection.abort()
+        self._silent.pop(connection, None)
+
+    def _too_many(self, text: str) -> LogOnRejected:
+        return log_ons.reject(RejectCode.CONNECTION_LIMIT, "", text, self._connections_max)
+
+    @property
+    def attached_count(self) -> int:
+        """Sessions that are logged on."""
+        return sum(connection.is_attached for connection in self.connections)
+
+    def expect(self, connection: Connection) -> None:
+        """The connection has sent its log-on."""
+        self._silent.pop(connection, None)
+
+    def note_refused_log_on(self, refusal: LogOnRejected, peer: str) -> None:
+        """Count and log it."""
+        code = RejectCode(refusal.code)
+        self.log_on_reject_counts[code] = self.log_on_reject_counts.get(code, 0) + 1
+        self.log.info("log_on_rejected", code=code.name, peer=peer)
+
+    def find_start(self, session: int, wanted: int, head: int) -> int:
+        """Number of the first report that a log-on gets, which wants `wanted` (0: whatever comes)
+        of a stream that stands at `head`."""
+        oldest = self.ingress.rings.first_number(session)
+        return wanted if 0 < oldest <= wanted < head else head
+
+    def image_wait_ns(self, session: int) -> int:
+        """How long until the session may ask for its state image, 0: now."""
+        if self.images_size >= IMAGES_SIZE_MAX:
+            return IMAGE_INTERVAL_NS
+        last_ns = self._image_times.get(session)
+        return 0 if last_ns is None else max(last_ns + IMAGE_INTERVAL_NS - self.steady_ns(), 0)
+
+    def note_image(self, session: int) -> None:
+        """The session's image is being taken."""
+        self._image_times[session] = self.steady_ns()
+        self.image_count += 1
 
     def is_taken(self, place: Place) -> bool:
         """Whether an answer that is not durable yet is under way to this place."""
@@ -125,19 +194,20 @@ class OrderEntry:
 
     def forget(self, connection: Connection) -> None:
         """The socket is gone."""
-        self.connections.discard(connection)
+        self.connections.pop(connection, None)
+        self._silent.pop(connection, None)
         if not self.connections:
             self._empty.set()
 
     # For the sequencer.
 
-    def release(self, events: bytes, closed_ns: int) -> None:
+    def release(self, batch: Batch, closed_ns: int) -> None:
         """Send the events of a durable batch to whom they concern."""
-        if not events:
+        if not batch.events:
             return
         places = self._places
         for session, number, next_number, frames in self.ingress.release(
-            events, self.steady_ns(), closed_ns
+            batch.events, self.steady_ns(), closed_ns
         ):
             connection = places.get(Place(session, number))
             if connection is not None:

@@ -5,7 +5,9 @@ have brought is one batch: the first command of a batch schedules one commit for
 turn; there is no timer. A commit closes the batch, builds its record, and has it written and
 synced; only then are its events released. While a sync is under way the next batch is applied and
 grows; it is built and written after that sync has returned, so at most one record is unsynced. When
-the batch is full, whoever has more waits in one queue and goes on, in order, after the commit.
+the batch is full, whoever has more waits in one queue and goes on, in order, after the commit. Only
+cancels pass those who wait: the last part of a batch is kept for them. When a commit takes long,
+that is pressure: new orders are refused instead of kept waiting.
 
 The first failure latches. After it `feed` and `submit` answer as if the batch were full for ever,
 no callback is called any more, and nothing that was not released before is.
@@ -16,15 +18,16 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from exchange.clock import Clock
 from exchange.core.engine import RULES_VERSION, Batch, Engine
+from exchange.metrics import BATCH_COMMANDS_BOUNDS, COMMIT_NS_BOUNDS, Histogram
 from exchange.node.barred import BarredPayloads
 from exchange.node.commit import Committer
 from exchange.node.failure import Exit, Failure
 from exchange.node.ingress import FULL, Ingress
-from exchange.node.limits import DEADLINE_SLEEP_MAX_S
+from exchange.node.limits import DEADLINE_SLEEP_MAX_S, PRESSURE_NS, WAITERS_MAX
 from journal import Journal, JournalError
 from protocol import wire
 from protocol.framing import HEADER, HEADER_SIZE
@@ -40,8 +43,8 @@ _OWN_COMMANDS: Final = (wire.encode(TimeAdvance()), wire.encode(Continuation()))
 class Outlet(Protocol):
     """Where what is durable goes."""
 
-    def release(self, events: bytes, closed_ns: int) -> None:
-        """Send the events of a durable batch, whose matching was done at `closed_ns`."""
+    def release(self, batch: Batch, closed_ns: int) -> None:
+        """Let out the events of a durable batch, whose matching was done at `closed_ns`."""
 
     def fail(self, failure: Failure) -> None:
         """Nothing more will be released; cut every connection."""
@@ -60,20 +63,47 @@ class Parts:
     loop: asyncio.AbstractEventLoop
 
 
+class Waiter(NamedTuple):
+    """An action that has met a full batch, and whether it may be tried out of turn."""
+
+    action: Callable[[], bool]
+    may_pass: bool
+
+
+class Unsynced(NamedTuple):
+    """The batch whose commit is under way."""
+
+    batch: Batch
+    open_order_count: int
+    closed_ns: int  # when its matching was done
+    start_ns: int  # the same moment, monotonic
+
+
 class Sequencer:
-    """See the module. All methods belong to the loop thread."""
+    """See the module. All methods belong to the loop thread. `outlets` get every durable batch, in
+    order. Counters are plain integers, for whoever collects metrics."""
 
     def __init__(self, parts: Parts, outlet: Outlet) -> None:
         self.engine = parts.engine
+        self.outlets = [outlet]
         self.failure: Failure | None = None
         self.is_draining = False
-        self.batch_count = 0  # batches that became durable here
         self.durable_sequence = parts.engine.sequence
+        self.open_order_count = parts.engine.open_order_count  # as of the durable sequence
+        self.batch_count = 0  # batches that became durable here,
+        self.command_count = 0  # their commands,
+        self.journal_size = 0  # and the bytes of their records
+        self.batch_commands = Histogram(BATCH_COMMANDS_BOUNDS)
+        self.commit_ns = Histogram(COMMIT_NS_BOUNDS)
+        self.pressure_count = 0  # commits that took long
+        self.waiting_count_max = 0
         self._parts = parts
-        self._outlet = outlet
         self._is_scheduled = False
-        self._unsynced: tuple[Batch, int] | None = None  # and when its matching was done
-        self._waiting: deque[Callable[[], bool]] = deque()
+        self._unsynced: Unsynced | None = None
+        self._record_size = 0  # of that batch
+        self._waiting: deque[Waiter] = deque()
+        self._at_boundary: deque[Callable[[], None]] = deque()
+        self._pressure_timer: asyncio.TimerHandle | None = None
         self._after: deque[tuple[int, Callable[[], None]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = 0
@@ -109,16 +139,26 @@ class Sequencer:
         self._touch()
         return sequence
 
-    def attempt(self, action: Callable[[], bool]) -> bool:
+    def attempt(self, action: Callable[[], bool], *, may_pass: bool = False) -> bool:
         """Do it now, or, when the batch is full, after the commit; in the order of the calls.
 
-        The action returns False when it met the full batch, and is then called again later.
+        The action returns False when it met the full batch, and is then called again later. One
+        that feeds frames may pass those who wait: the ingress takes only cancels from it then.
         Returns whether it is done.
         """
-        if not self._waiting and action():
+        if (may_pass or not self._waiting) and action():
             return True
-        self._waiting.append(action)
+        self._waiting.append(Waiter(action, may_pass))
+        self._parts.ingress.is_held = True
+        self.waiting_count_max = max(self.waiting_count_max, len(self._waiting))
         return False
+
+    def at_boundary(self, action: Callable[[], None]) -> None:
+        """Call back as soon as no batch is open, when the engine's state is that of a record."""
+        if self.failure is None and not self.engine.batch_count:
+            action()
+        else:
+            self._at_boundary.append(action)
 
     def after_durable(self, action: Callable[[], None]) -> None:
         """Call back once all that has been applied up to now is durable and released."""
@@ -150,18 +190,25 @@ class Sequencer:
         self._is_scheduled = False
         if self.failure is not None or self._unsynced is not None or not self.engine.batch_count:
             return
+        clock = self._parts.clock
         try:
             batch = self.engine.take_batch()
-            self._unsynced = (batch, self._parts.clock.time_ns())
+            order_count = self.engine.open_order_count
+            self._unsynced = Unsynced(batch, order_count, clock.time_ns(), clock.monotonic_ns())
+            while self._at_boundary:
+                self._at_boundary.popleft()()
             record = self._parts.journal.build(
                 batch.commands, batch.command_count, batch.events_crc, RULES_VERSION
             )
+            self._record_size = len(record.content)
             is_durable = self._parts.committer.commit(record, self._on_commit)
         except Exception as error:  # noqa: BLE001 - whatever it is, the batch is not durable
             self._fail_on(error, None)
             return
         if is_durable:
             self._on_commit(None)
+        elif self._pressure_timer is None:
+            self._watch_commit(PRESSURE_NS)
 
     def _on_commit(self, error: BaseException | None) -> None:
         """The record under way is durable, or it failed."""
@@ -178,25 +225,77 @@ class Sequencer:
     def _release(self) -> None:
         """Let out what the durable batch caused, and whoever waited for it."""
         assert self._unsynced is not None, "a commit ends that was begun"
-        batch, closed_ns = self._unsynced
+        batch, self.open_order_count, closed_ns, start_ns = self._unsynced
         self._unsynced = None
+        self._parts.ingress.is_pressed = False
         self.durable_sequence = batch.first_sequence + batch.command_count - 1
         self.batch_count += 1
-        self._outlet.release(batch.events, closed_ns)
+        self.command_count += batch.command_count
+        self.journal_size += self._record_size
+        self.batch_commands.add(batch.command_count)
+        self.commit_ns.add(self._parts.clock.monotonic_ns() - start_ns)
+        for outlet in self.outlets:
+            outlet.release(batch, closed_ns)
         while self._after and self._after[0][0] <= self.durable_sequence and not self.failure:
             self._after.popleft()[1]()
         self._go_on()
 
     def _go_on(self) -> None:
         """The batch has room again: for whoever waits, else for what is pending."""
-        while self._waiting and self._waiting[0]():
+        ingress = self._parts.ingress
+        ingress.is_held = False  # Whose turn it is may send everything.
+        while self._waiting and self._waiting[0].action():
             self._waiting.popleft()
+        ingress.is_held = bool(self._waiting)
         # Whoever waits has pending work sequenced first; so has the start of the venue, before
         # which no deadline may fire.
         if self.engine.has_pending and not self._waiting and not self.is_draining:
             self.advance()
         self._touch()
         self._arm()
+
+    # Pressure.
+
+    @property
+    def waiting_count(self) -> int:
+        """Actions that wait for room."""
+        return len(self._waiting)
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether so much waits for room or for a commit that nobody else should."""
+        return len(self._waiting) + len(self._after) >= WAITERS_MAX
+
+    def unsynced_age_ns(self) -> int:
+        """How long the commit under way has taken, 0 when there is none."""
+        if self._unsynced is None:
+            return 0
+        return self._parts.clock.monotonic_ns() - self._unsynced.start_ns
+
+    def _watch_commit(self, delay_ns: int) -> None:
+        """Look after a while whether the commit is done; one timer serves many commits."""
+        delay_s = delay_ns / NANOSECONDS_PER_SECOND
+        self._pressure_timer = self._parts.loop.call_later(delay_s, self._look_at_commit)
+
+    def _look_at_commit(self) -> None:
+        self._pressure_timer = None
+        if self._unsynced is None or self.failure is not None:
+            return
+        left_ns = PRESSURE_NS - self.unsynced_age_ns()
+        if left_ns > 0:
+            self._watch_commit(left_ns)
+        else:
+            self._begin_pressure()
+
+    def _begin_pressure(self) -> None:
+        """Orders are refused from now on: those who wait with one may get through to a cancel."""
+        self._parts.ingress.is_pressed = True
+        self.pressure_count += 1
+        waiting = list(self._waiting)
+        kept = [waiter for waiter in waiting if not (waiter.may_pass and waiter.action())]
+        # What was added meanwhile stands behind those who were there.
+        self._waiting = deque([*kept, *list(self._waiting)[len(waiting) :]])
+        self._parts.ingress.is_held = bool(self._waiting)
 
     # Deadlines.
 
@@ -249,16 +348,18 @@ class Sequencer:
         self.after_durable(done)
 
     def close(self) -> None:
-        """Stop the timer and the worker, once nothing is under way or after a failure."""
-        if self._timer is not None:
-            self._timer.cancel()
+        """Stop the timers and the worker, once nothing is under way or after a failure."""
+        for timer in (self._timer, self._pressure_timer):
+            if timer is not None:
+                timer.cancel()
         self._parts.committer.close()
 
     def fail(self, failure: Failure) -> None:
         """Latch: nothing is acknowledged or released any more."""
         if self.failure is None:
             self.failure = failure
-            self._outlet.fail(failure)
+            for outlet in self.outlets:
+                outlet.fail(failure)
 
     def _fail_on(self, error: BaseException, payload: bytes | None) -> None:
         """Latch after an exception; one of ours is written aside with the payload to blame."""

@@ -1,8 +1,10 @@
 """Start, recover, be ready, drain, stop.
 
 Starting after a crash and starting after a clean stop are the same code: read the whole journal,
-apply every record and compare the checksum of its events, then sequence that the venue has started,
-commit, and only then listen. Everything that touches the world is in `Surroundings`.
+apply every record, compare the checksum of its events and write into the event log what is not in
+it, then sequence that the venue has started, commit, send the last market data once more, and only
+then listen. What a durable batch caused leaves in one order: reports to their sessions, packets,
+the event log, the position. Everything that touches the world is in `Surroundings`.
 """
 
 import asyncio
@@ -11,25 +13,21 @@ import platform
 import resource
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import uvloop
 
-from exchange.clock import Clock, SteadyClock, SystemClock
+from exchange.clock import SteadyClock, SystemClock
 from exchange.config import Config, ConfigError, Limits
-from exchange.core.engine import BUILD, RULES_VERSION, Engine
+from exchange.core.engine import BUILD, RULES_VERSION, Batch
 from exchange.logs import Log
 from exchange.node.barred import BarredDamaged, BarredPayloads
-from exchange.node.commit import AdaptiveCommitter, Committer
-from exchange.node.failure import Exit, Failure
-from exchange.node.ingress import Ingress
+from exchange.node.commit import AdaptiveCommitter
+from exchange.node.failure import Exit, Failure, ServiceError
 from exchange.node.limits import (
-    CLOCK_BEHIND_MAX_NS,
     CONNECTIONS_MAX,
     DESCRIPTORS_RESERVED,
     DISK_CHECK_S,
@@ -37,122 +35,30 @@ from exchange.node.limits import (
     DRAIN_WAIT_S,
     REFUSALS_MAX,
 )
+from exchange.node.metrics import start_metrics
 from exchange.node.notify import notify
 from exchange.node.order_entry import OrderEntry
+from exchange.node.position import PositionStream, bind_position
+from exchange.node.publisher import MulticastSender, Publisher
+from exchange.node.recovery import Recovered, Surroundings, recover
 from exchange.node.sequencer import Parts
-from exchange.node.setup import BARRED_FOLDER, COMMANDS_FOLDER
-from journal import FolderStorage, Journal, JournalError, Record, Storage, run_in_thread
-from journal.prepare import Execute
+from exchange.node.setup import BARRED_FOLDER, COMMANDS_FOLDER, EVENTS_FOLDER, POSITION_NAME
+from journal import FolderStorage, JournalError, Position
 from protocol import wire
-from protocol.records import COMMAND_HEAD, FROM_VENUE, Genesis, VenueStarted
+from protocol.base import NUMBER_MAX
+from protocol.records import FROM_VENUE, Genesis, VenueStarted
 
-__all__ = ["ServiceError", "Surroundings", "Venue", "recover", "serve"]
-
-NANOSECONDS_PER_MILLISECOND: Final = 1_000_000
+__all__ = ["Venue", "serve"]
 
 BACKLOG: Final = 256
 """Connections that the kernel keeps until the loop accepts them."""
 
 
-class ServiceError(Exception):
-    """The venue cannot start or go on; the text is one line, the code that of the process."""
-
-    def __init__(self, exit_code: int, text: str) -> None:
-        super().__init__(text)
-        self.exit_code = exit_code
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What a venue touches of the world. A simulator brings its own."""
-
-    clock: Clock
-    commands: Storage
-    barred: Storage
-    log: Log
-    make_committer: Callable[[Journal], Committer]
-    prepare: Execute = run_in_thread
-    segment_size: int = 64 * 1024 * 1024
-    connections_max: int = CONNECTIONS_MAX
-
-
-class Recovered(msgspec.Struct, frozen=True):
-    """An engine that has applied a whole journal, and the journal, which can be started."""
-
-    engine: Engine
-    journal: Journal
-    genesis: Genesis
-
-
-def recover(surroundings: Surroundings) -> Recovered:
-    """Read the journal and apply it. Raises JournalError, ServiceError; then nothing is held."""
-    journal = Journal.open(
-        surroundings.commands,
-        segment_size=surroundings.segment_size,
-        prepare=surroundings.prepare,
-    )
-    start_ns = surroundings.clock.monotonic_ns()
-    record_count = 0
-    try:
-        engine = Engine()
-        genesis: Genesis | None = None
-        for record in journal.records():
-            if genesis is None:
-                genesis = _read_genesis(record)
-            _replay(engine, record)
-            record_count += 1
-        if genesis is None:
-            text = "the journal has no record; `exchange init` makes a new venue"
-            raise ServiceError(Exit.CONFIGURATION, text)
-        _check_clock(surroundings.clock, engine)
-    except BaseException:
-        journal.close()
-        raise
-    taken_ms = (surroundings.clock.monotonic_ns() - start_ns) // NANOSECONDS_PER_MILLISECOND
-    surroundings.log.info(
-        "recovered", sequence=engine.sequence, records=record_count, duration_ms=taken_ms
-    )
-    return Recovered(engine, journal, genesis)
-
-
-def _replay(engine: Engine, record: Record) -> None:
-    place = f"record of sequence {record.first_sequence}"
-    if record.rules_version != RULES_VERSION:
-        text = f"{place} has rules {record.rules_version}, this build replays {RULES_VERSION}"
-        raise ServiceError(Exit.CONFIGURATION, text)
-    try:
-        _, events_crc = engine.replay(record.first_sequence, record.command_count, record.payload)
-    except Exception as error:
-        raise ServiceError(
-            Exit.ASSERTION, f"replay failed: {place}, command {engine.sequence}: {error}"
-        ) from error
-    if events_crc != record.events_crc:
-        text = f"replay differs: {place}: events {events_crc:08x}, were {record.events_crc:08x}"
-        raise ServiceError(Exit.ASSERTION, text)
-
-
-def _check_clock(clock: Clock, engine: Engine) -> None:
-    behind_ns = engine.time_ns - clock.time_ns()
-    if behind_ns > CLOCK_BEHIND_MAX_NS:
-        text = f"the machine's clock is {behind_ns // 10**9} s behind the journal; set it right"
-        raise ServiceError(Exit.CONFIGURATION, text)
-
-
-def _read_genesis(record: Record) -> Genesis:
-    try:
-        return msgspec.msgpack.decode(_first_payload(record), type=Genesis)
-    except msgspec.DecodeError:
-        text = "the journal does not begin with Genesis"
-        raise ServiceError(Exit.JOURNAL_DAMAGED, text) from None
-
-
-def _first_payload(record: Record) -> memoryview:
-    length: int = COMMAND_HEAD.unpack_from(record.payload)[0]
-    return record.payload[COMMAND_HEAD.size : length]
-
-
 class Venue:
-    """A running venue: everything but the process around it. Made and used on the loop's thread."""
+    """A running venue: everything but the process around it. Made and used on the loop's thread.
+
+    Also the sequencer's outlet behind that of order entry.
+    """
 
     def __init__(
         self,
@@ -162,14 +68,19 @@ class Venue:
     ) -> None:
         self.engine = recovered.engine
         self.journal = recovered.journal
+        self.event_log = recovered.event_log
         self.log = surroundings.log
         # The term changes when another node takes over; a restart keeps it.
-        self.journal.start(self.journal.head.term)
+        term = self.journal.head.term
+        self.epoch = (recovered.genesis.epoch + term - 1) & NUMBER_MAX
+        self.disk_free_size = -1  # not looked at yet
+        self.disk_reserve_size = DISK_RESERVE_SEGMENTS * surroundings.segment_size
+        self.journal.start(term)
         if self.journal.repaired:
             self.log.info("journal_repaired", what=self.journal.repaired)
         parts = Parts(
             engine=self.engine,
-            ingress=Ingress(self.engine.hot),
+            ingress=recovered.ingress,
             journal=self.journal,
             committer=surroundings.make_committer(self.journal),
             barred=BarredPayloads(surroundings.barred),
@@ -177,12 +88,18 @@ class Venue:
             loop=loop,
         )
         self._commands = surroundings.commands
-        self._disk_reserve = DISK_RESERVE_SEGMENTS * surroundings.segment_size
         self._disk_timer: asyncio.TimerHandle | None = None
         self._ingress = parts.ingress
+        self._last_events = recovered.last_events
         self._loop = loop
         self.order_entry = OrderEntry(parts, self.log, surroundings.connections_max)
         self.sequencer = self.order_entry.sequencer
+        self.sequencer.outlets.append(self)
+        self.publisher = Publisher(
+            surroundings.sender, self.epoch, self.order_entry.steady_ns, loop, self.log
+        )
+        self.publisher.begin(self.engine.channels())
+        self.positions = PositionStream(self._position(), self.log)
 
     @property
     def ended(self) -> asyncio.Future[Failure]:
@@ -190,21 +107,56 @@ class Venue:
         return self.order_entry.ended
 
     def start(self, done: Callable[[], None]) -> None:
-        """Sequence the start and what fell due meanwhile; calls back when that is durable."""
+        """Sequence the start and what fell due meanwhile, and when that is durable send the last
+        market data again; calls back after that."""
+
+        def republish() -> None:
+            events, self._last_events = self._last_events, b""
+            self.publisher.republish(events, done)
+
         started = wire.encode(VenueStarted())
         self.sequencer.attempt(lambda: bool(self.sequencer.submit(FROM_VENUE, 0, 0, 0, started)))
         self.sequencer.attempt(self.sequencer.advance)
-        self.sequencer.after_all(done)
+        self.sequencer.after_all(republish)
         self._watch_disk()
+
+    def release(self, batch: Batch, closed_ns: int) -> None:
+        """For the sequencer: everything that leaves after the reports of a durable batch."""
+        del closed_ns  # Packets say when they were sent.
+        self.publisher.publish(batch.events)
+        self.event_log.append(
+            batch.first_sequence,
+            batch.command_count,
+            RULES_VERSION,
+            batch.events,
+            batch.events_crc,
+        )
+        self.positions.tell(self._position())
+
+    def fail(self, failure: Failure) -> None:
+        """For the sequencer: no more batches come, and the process ends."""
+
+    def _position(self) -> Position:
+        """What is durable and in the event log."""
+        commands, events = self.journal.position, self.event_log.position
+        return Position(
+            events.sequence,
+            commands.segment,
+            commands.offset,
+            events.segment,
+            events.offset,
+            self.epoch,
+            self.journal.head.term,
+        )
 
     def _watch_disk(self) -> None:
         """Refuse new orders while the disk is nearly full, so that cancels still have room."""
         self._disk_timer = self._loop.call_later(DISK_CHECK_S, self._watch_disk)
-        free_size = self._commands.free_size()
-        is_low = free_size < self._disk_reserve
+        self.disk_free_size = self._commands.free_size()
+        is_low = self.disk_free_size < self.disk_reserve_size
         if is_low is not self._ingress.is_disk_low:
             self._ingress.is_disk_low = is_low
-            self.log.error("disk_low" if is_low else "disk_enough", free_bytes=free_size)
+            self.log.error("disk_low" if is_low else "disk_enough", free_bytes=self.disk_free_size)
 
     def drain(self, done: Callable[[], None]) -> None:
         """Take no more, finish what was taken, tell the clients; calls back when they are told."""
@@ -223,13 +175,17 @@ class Venue:
         """End it: cleanly, with the journal's marker, unless it has failed; then say how."""
         if self._disk_timer is not None:
             self._disk_timer.cancel()
+        self.publisher.close()
+        self.positions.close()
         self.sequencer.close()
         if self.sequencer.failure is None:
             try:
+                self.event_log.stop()
                 self.journal.stop()
             except JournalError as error:
                 self.sequencer.fail(Failure(error.exit_code, str(error)))
-        else:
+        if self.sequencer.failure is not None:
+            self.event_log.close()
             self.journal.close()
         return self.sequencer.failure
 
@@ -254,25 +210,35 @@ def serve(config: Config) -> int:
 
 async def _serve(config: Config, log: Log) -> int:
     surroundings = _surroundings(config, log)
-    recovered = recover(surroundings)
     try:
-        _compare(config, recovered.genesis)
-        venue = Venue(surroundings, recovered, asyncio.get_running_loop())
-    except BarredDamaged as error:
-        recovered.journal.close()
-        raise ServiceError(Exit.JOURNAL_DAMAGED, str(error)) from None
+        venue = _make_venue(surroundings, config)
     except BaseException:
-        recovered.journal.close()
+        surroundings.sender.close()
         raise
     failure = await _run(venue, config)
     if failure is None:
         engine = venue.sequencer.engine
         assert engine.sequence == venue.sequencer.durable_sequence, "a drained venue is durable"
-        digests = f"digest={engine.digest()} book_digest={engine.book_digest()}"
-        _say(f"exchange stopped sequence={engine.sequence} {digests}")
+        _say(
+            f"exchange stopped sequence={engine.sequence} digest={engine.digest()} "
+            f"book_digest={engine.book_digest()} public_digest={engine.public_digest()}"
+        )
         return Exit.STOPPED
     log.error("stopped", code=int(failure.exit_code), reason=failure.text)
     return int(failure.exit_code)
+
+
+def _make_venue(surroundings: Surroundings, config: Config) -> Venue:
+    recovered = recover(surroundings)
+    try:
+        _compare(config, recovered.genesis)
+        return Venue(surroundings, recovered, asyncio.get_running_loop())
+    except BarredDamaged as error:
+        recovered.close()
+        raise ServiceError(Exit.JOURNAL_DAMAGED, str(error)) from None
+    except BaseException:
+        recovered.close()
+        raise
 
 
 async def _run(venue: Venue, config: Config) -> Failure | None:
@@ -285,29 +251,66 @@ async def _run(venue: Venue, config: Config) -> Failure | None:
     started = asyncio.Event()
     venue.start(started.set)
     await _first_of(started, venue.ended)
-    settings = config.order_entry
-    if not venue.ended.done():
-        try:
-            server = await loop.create_server(
-                venue.order_entry.accept, settings.host, settings.port, backlog=BACKLOG
-            )
-        except OSError as error:
-            venue.close()
-            text = f"cannot listen on {settings.host}:{settings.port}: {error.strerror}"
-            raise ServiceError(Exit.CONFIGURATION, text) from None
-        _say_ready(venue, server)
-        await _first_of(stopped, venue.ended)
-        notify("STOPPING=1")
-        server.close()
-    if not venue.ended.done():
-        drained = asyncio.Event()
-        venue.drain(drained.set)
-        await _first_of(drained, venue.ended)
-        await venue.order_entry.wait_empty(DRAIN_WAIT_S)
-        settled = asyncio.Event()
-        venue.settle(settled.set)
-        await _first_of(settled, venue.ended)
+    with ExitStack() as doors:
+        if not venue.ended.done():
+            try:
+                server = await _open_doors(venue, config, doors)
+            except ServiceError:
+                venue.close()
+                raise
+            await _first_of(stopped, venue.ended)
+            notify("STOPPING=1")
+            server.close()
+        if not venue.ended.done():
+            await _drain(venue)
     return venue.close()
+
+
+async def _drain(venue: Venue) -> None:
+    """Finish what was taken, and see the clients off."""
+    drained = asyncio.Event()
+    venue.drain(drained.set)
+    await _first_of(drained, venue.ended)
+    await venue.order_entry.wait_empty(DRAIN_WAIT_S)
+    settled = asyncio.Event()
+    venue.settle(settled.set)
+    await _first_of(settled, venue.ended)
+
+
+async def _open_doors(venue: Venue, config: Config, doors: ExitStack) -> asyncio.Server:
+    """Listen for readers of the position, scrapes, and clients, and say that the venue is ready.
+
+    Returns the server for clients. Raises ServiceError.
+    """
+    loop = asyncio.get_running_loop()
+    path = config.venue.data / POSITION_NAME
+    with _listening(str(path)):
+        bound = bind_position(path)
+        doors.callback(path.unlink, missing_ok=True)
+        positions = await loop.create_unix_server(venue.positions.accept, sock=bound)
+        doors.callback(positions.close)
+    where = config.metrics
+    with _listening(f"{where.host}:{where.port}"):
+        metrics = await start_metrics(venue, where.host, where.port)
+        doors.callback(metrics.close)
+    entry = config.order_entry
+    with _listening(f"{entry.host}:{entry.port}"):
+        server = await loop.create_server(
+            venue.order_entry.accept, entry.host, entry.port, backlog=BACKLOG
+        )
+        doors.callback(server.close)
+    _say_ready(venue, config, server, metrics.address)
+    return server
+
+
+@contextmanager
+def _listening(where: str) -> Iterator[None]:
+    """Turn the OSError of an address that cannot be had into the line that says so."""
+    try:
+        yield
+    except OSError as error:
+        text = f"cannot listen on {where}: {error.strerror}"
+        raise ServiceError(Exit.CONFIGURATION, text) from None
 
 
 async def _first_of(event: asyncio.Event, ended: asyncio.Future[Failure]) -> None:
@@ -317,7 +320,9 @@ async def _first_of(event: asyncio.Event, ended: asyncio.Future[Failure]) -> Non
     waiter.cancel()
 
 
-def _say_ready(venue: Venue, server: asyncio.Server) -> None:
+def _say_ready(
+    venue: Venue, config: Config, server: asyncio.Server, metrics: tuple[str, int]
+) -> None:
     """One line on stdout, for people and for whoever started us."""
     # What start-up made stays: the collector need not look at it again.
     gc.collect()
@@ -325,6 +330,8 @@ def _say_ready(venue: Venue, server: asyncio.Server) -> None:
     host, port = server.sockets[0].getsockname()[:2]
     _say(
         f"exchange ready venue={venue.engine.venue} order_entry={host}:{port} "
+        f"market_data={config.market_data.group}:{config.market_data.port} "
+        f"metrics={metrics[0]}:{metrics[1]} epoch={venue.epoch} "
         f"sequence={venue.sequencer.durable_sequence} build={BUILD} "
         f"python={platform.python_version()}"
     )
@@ -356,9 +363,12 @@ def _surroundings(config: Config, log: Log) -> Surroundings:
     return Surroundings(
         clock=clock,
         commands=FolderStorage(data / COMMANDS_FOLDER),
+        events=FolderStorage(data / EVENTS_FOLDER),
         barred=FolderStorage(data / BARRED_FOLDER),
         log=log,
         make_committer=lambda journal: AdaptiveCommitter(journal, loop, clock),
+        sender=MulticastSender(config.market_data, loop),
+        throttle=config.throttle,
         segment_size=config.journal.segment_size,
         connections_max=_find_connections_max(log),
     )

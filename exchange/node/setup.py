@@ -5,6 +5,7 @@ configuration is written last: a folder without it is one that was not finished.
 """
 
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -19,20 +20,42 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from exchange.clock import Clock, SystemClock
-from exchange.config import CONFIG_NAME, ConfigError
+from exchange.config import (
+    CONFIG_NAME,
+    ConfigError,
+    MarketDataSettings,
+    MetricsSettings,
+    ThrottleSettings,
+)
 from exchange.core.engine import RULES_VERSION, Engine
 from exchange.core.limits import GENESIS_CEILINGS, GENESIS_DEFAULTS
 from journal import FolderStorage, Journal, Storage, run_inline
 from protocol import wire
 from protocol.records import FROM_VENUE, Genesis
 
-__all__ = ["BARRED_FOLDER", "COMMANDS_FOLDER", "Initialised", "initialise", "write_genesis"]
+__all__ = [
+    "BARRED_FOLDER",
+    "COMMANDS_FOLDER",
+    "EVENTS_FOLDER",
+    "POSITION_NAME",
+    "Initialised",
+    "initialise",
+    "write_genesis",
+]
 
 COMMANDS_FOLDER: Final = "commands"
 """The journal, inside the data folder."""
 BARRED_FOLDER: Final = "barred"
 """Payloads that are refused, inside the data folder."""
+EVENTS_FOLDER: Final = "events"
+"""The event log, inside the data folder; made from the journal when it is missing."""
+POSITION_NAME: Final = "position"
+"""The socket that says how far both may be read, inside the data folder."""
 FIRST_TERM: Final = 1
+EPOCH_BITS: Final = 40
+TERM_BITS: Final = 20
+"""A venue's epoch is drawn, so that two venues on the same groups are told apart; the lower bits
+count the terms from there."""
 SEGMENT_SIZE: Final = 64 * 1024 * 1024
 """Bytes of the first file of the journal; the configuration starts with the same."""
 
@@ -42,7 +65,8 @@ _CONFIG: Final = """\
 
 [venue]
 name = "{venue}"            # As in the journal's first record; it cannot change any more.
-data = "data"               # Folder of the journal (commands/) and of barred payloads (barred/).
+data = "data"               # Folder of the journal (commands/), what is derived from it (events/,
+                            # the socket position) and barred payloads (barred/).
 
 [order_entry]
 host = "127.0.0.1"          # Only trusted networks: nothing here is encrypted.
@@ -50,6 +74,25 @@ port = {port}                 # 0: any free port; the ready line says which.
 
 [journal]
 segment_size = {segment_size}     # Bytes of one file of the journal; for the files to come.
+
+[market_data]
+group = "{market_data.group}"      # Multicast group of channel 1; channel 2 has the next.
+port = {market_data.port}                 # UDP port of all groups.
+interface = "{market_data.interface}"     # An IPv4 address of this machine; packets leave there.
+ttl = {market_data.ttl}                     # Networks that a packet crosses; 0: it stays here.
+
+# What one session may send: commands a second, and how many at once after a silence.
+[throttle]
+orders_per_second = {throttle.orders_per_second}   # New orders and replaces.
+orders_burst = {throttle.orders_burst}
+cancels_per_second = {throttle.cancels_per_second}
+cancels_burst = {throttle.cancels_burst}
+other_per_second = {throttle.other_per_second}     # Everything else.
+other_burst = {throttle.other_burst}
+
+[metrics]
+host = "{metrics.host}"          # Prometheus scrapes here; nothing is encrypted.
+port = {metrics.port}                 # 0: any free port; the ready line says which.
 
 # The engine's limits are part of the journal's first record and cannot change any more. They are
 # here for reading; a start compares them.
@@ -71,9 +114,13 @@ def initialise(
     name: str,
     port: int = 9001,
     limits: Mapping[str, int] | None = None,
+    market_data: MarketDataSettings | None = None,
     clock: Clock | None = None,
 ) -> Initialised:
-    """Make a venue in a folder that is missing or empty. Raises ConfigError, JournalError."""
+    """Make a venue in a folder that is missing or empty. Raises ConfigError, JournalError.
+
+    Port 0, any free one, is for venues beside others: their metrics then have any free port too.
+    """
     values = {**GENESIS_DEFAULTS, **(limits or {})}
     private_key = Ed25519PrivateKey.generate()
     public_key = private_key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
@@ -88,7 +135,15 @@ def initialise(
             FolderStorage(folder / "data" / COMMANDS_FOLDER), genesis, clock or SystemClock()
         )
         rows = "\n".join(f"{key} = {value}" for key, value in values.items())
-        content = _CONFIG.format(segment_size=SEGMENT_SIZE, venue=name, port=port, limits=rows)
+        content = _CONFIG.format(
+            segment_size=SEGMENT_SIZE,
+            venue=name,
+            port=port,
+            market_data=market_data or MarketDataSettings(),
+            throttle=ThrottleSettings(),
+            metrics=MetricsSettings() if port else MetricsSettings(port=0),
+            limits=rows,
+        )
         _write_new(folder / CONFIG_NAME, content.encode())
         _sync_folder(folder)
     except OSError as error:
@@ -131,7 +186,8 @@ def _genesis(venue: str, admin_key: bytes, values: Mapping[str, int]) -> Genesis
             raise ConfigError(f"{name} is {value}, allowed is 1 to {ceiling}")
     try:
         # Decoded again, because encoding alone does not check the name.
-        encoded = wire.encode(Genesis(venue, admin_key, RULES_VERSION, **values))
+        epoch = secrets.randbits(EPOCH_BITS) << TERM_BITS
+        encoded = wire.encode(Genesis(venue, admin_key, RULES_VERSION, **values, epoch=epoch))
         return msgspec.msgpack.decode(encoded, type=Genesis)
     except msgspec.ValidationError as error:
         raise ConfigError(f"venue {venue!r}: {error}") from None

@@ -4,9 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from exchange.config import CONFIG_NAME, Config, ConfigError, Limits, load
+from exchange.config import (
+    CONFIG_NAME,
+    GROUPS_MAX,
+    Config,
+    ConfigError,
+    Limits,
+    MarketDataSettings,
+    MetricsSettings,
+    ThrottleSettings,
+    load,
+)
 from exchange.core.limits import GENESIS_CEILINGS
 from exchange.node.setup import initialise
+from protocol.packets import CHANNELS_MAX
 
 LIMITS = "[limits]\n" + "\n".join(f"{name} = 1" for name in Limits.__struct_fields__)
 VENUE = '[venue]\nname = "north"\ndata = "data"\n'
@@ -40,6 +51,13 @@ def test_defaults_and_paths_relative_to_the_file(tmp_path: Path) -> None:
     assert load(tmp_path) == config, "the folder names its file"
 
 
+def test_a_file_from_before_market_data_has_the_defaults(tmp_path: Path) -> None:
+    config = load(write(tmp_path, VENUE + LIMITS))
+    assert config.market_data == MarketDataSettings("239.255.66.1", 9100, "127.0.0.1", 0)
+    assert config.throttle == ThrottleSettings(50_000, 10_000, 100_000, 20_000, 1_000, 1_000)
+    assert config.metrics == MetricsSettings("127.0.0.1", 9101)
+
+
 def test_an_absolute_path_stays(tmp_path: Path) -> None:
     content = '[venue]\nname = "north"\ndata = "/var/lib/brier"\n' + LIMITS
     assert load(write(tmp_path, content)).venue.data == Path("/var/lib/brier")
@@ -52,7 +70,16 @@ def test_an_absolute_path_stays(tmp_path: Path) -> None:
         ("[jornal]\n", "unknown key jornal; did you mean journal"),
         ("[limits]\norder_max = 1\n", "unknown key limits.order_max; did you mean orders_max"),
         ("[journal]\nx = 1\n", "unknown key journal.x; valid keys are segment_size"),
-        ("port = 1\n", "unknown key port; valid keys are venue, limits, order_entry, journal"),
+        (
+            "port = 1\n",
+            "unknown key port; valid keys are venue, limits, order_entry, journal, market_data, "
+            "throttle, metrics",
+        ),
+        ("[market_data]\ngrp = 1\n", "unknown key market_data.grp; did you mean group"),
+        (
+            "[throttle]\norder_burst = 1\n",
+            "unknown key throttle.order_burst; did you mean orders_burst",
+        ),
     ],
 )
 def test_a_misspelt_key_is_named_with_the_nearest_one(
@@ -67,6 +94,32 @@ def test_a_misspelt_key_is_named_with_the_nearest_one(
         ("[order_entry]\nport = 65536\n", "order_entry.port: Expected `int` <= 65535"),
         ('[order_entry]\nport = "1"\n', "order_entry.port: Expected `int`, got `str`"),
         ("[journal]\nsegment_size = 1000\n", "journal.segment_size: Expected `int` >= 1048576"),
+        ("[market_data]\nport = 0\n", "market_data.port: Expected `int` >= 1"),
+        ("[market_data]\nport = 65536\n", "market_data.port: Expected `int` <= 65535"),
+        ("[market_data]\nttl = 256\n", "market_data.ttl: Expected `int` <= 255"),
+        ("[market_data]\nttl = -1\n", "market_data.ttl: Expected `int` >= 0"),
+        (
+            '[market_data]\ngroup = "10.1.2.3"\n',
+            "market_data: group 10.1.2.3 is not a multicast address",
+        ),
+        (
+            '[market_data]\ngroup = "ff02::1"\n',
+            "market_data: group 'ff02::1' is not an IPv4 address",
+        ),
+        (
+            '[market_data]\ngroup = "239.255.255.193"\n',
+            "market_data: group 239.255.255.193 is not followed by 63 multicast ones",
+        ),
+        (
+            '[market_data]\ninterface = "eth0"\n',
+            "market_data: interface 'eth0' is not an IPv4 address",
+        ),
+        (
+            '[market_data]\ninterface = "0.0.0.0"\n',
+            "market_data: interface 0.0.0.0 is not the address of an interface",
+        ),
+        ("[throttle]\norders_burst = 0\n", "throttle.orders_burst: Expected `int` >= 1"),
+        ("[metrics]\nport = 65536\n", "metrics.port: Expected `int` <= 65535"),
         ("", "top level: Object missing required field `venue`"),
         ('[venue]\nname = "n"\n', "venue: Object missing required field `data`"),
         ('[venue]\nname = "n"\ndata = ""\n', "venue.data: Expected a path"),
@@ -88,6 +141,12 @@ def test_not_toml_not_text_not_there(tmp_path: Path) -> None:
         load(tmp_path / "other.toml")
 
 
+def test_the_last_group_is_the_last_multicast_address(tmp_path: Path) -> None:
+    content = VENUE + '[market_data]\ngroup = "239.255.255.192"\n' + LIMITS
+    assert load(write(tmp_path, content)).market_data.group == "239.255.255.192"
+    assert GROUPS_MAX == CHANNELS_MAX
+
+
 def test_the_limits_are_those_of_genesis() -> None:
     assert list(Limits.__struct_fields__) == list(GENESIS_CEILINGS)
 
@@ -99,3 +158,22 @@ def test_what_init_writes_is_read(tmp_path: Path) -> None:
     assert config.order_entry.port == 0
     assert config.limits.orders_max == 7
     assert config.limits.accounts_max == 100_000
+    assert config.market_data == MarketDataSettings()
+    assert config.throttle == ThrottleSettings()
+    assert config.metrics == MetricsSettings(port=0), "as order entry: any free port"
+
+
+def test_init_writes_every_setting_on_a_line_with_its_table(tmp_path: Path) -> None:
+    market_data = MarketDataSettings("239.255.70.1", 9200, "10.0.0.1", 8)
+    made = initialise(tmp_path / "venue", name="north", port=7, market_data=market_data)
+    config = load(made.config)
+    assert (config.market_data, config.metrics) == (market_data, MetricsSettings())
+    written = made.config.read_text()
+    for table, settings in (
+        ("market_data", config.market_data),
+        ("throttle", config.throttle),
+        ("metrics", config.metrics),
+    ):
+        rows = written.split(f"\n[{table}]")[1].split("\n\n")[0].splitlines()[1:]
+        keys = [row.partition(" = ")[0] for row in rows]
+        assert keys == list(settings.__struct_fields__)

@@ -17,6 +17,7 @@ from protocol.codes import CancelReason, RejectCode, TerminateCode
 from protocol.framing import HEADER, SEQUENCED, SESSION, UNSEQUENCED, encode_frame
 from protocol.order_entry import (
     CancelOrder,
+    CancelRejected,
     OrderAccepted,
     OrderFilled,
 )
@@ -386,13 +387,13 @@ def test_a_peer_that_the_venue_does_not_read_is_not_blamed() -> None:
     world.hold()
     peer.send(buy(1))
     world.loop.run()
-    for number in range(2, 6_002):
-        peer.send(buy(number))
-    assert not is_read(peer), "the batch is full and the disk does not answer"
+    for number in range(2, 8_002):
+        peer.send(CancelOrder(number))
+    assert not is_read(peer), "the batch is full, for cancels too, and the disk does not answer"
     world.loop.sleep(5)
     world.finish()
     assert not is_gone(peer)
-    assert kinds(peer.read()).count(OrderAccepted) == 6_001
+    assert kinds(peer.read()).count(CancelRejected) == 8_000
 
 
 def test_a_step_of_the_wall_clock_ends_nobody() -> None:
@@ -466,14 +467,19 @@ def test_fills_for_a_client_that_does_not_read_end_in_slow_consumer() -> None:
 
 def test_a_transport_that_does_not_stop_reading_is_bounded() -> None:
     world = make_world()
+    peer = logged_on(world)
     world.hold()
-    peer = world.connect(2)
-    peer.send_log_on()
+    peer.send(buy(1))
+    world.loop.run()
+    flood = [encode_frame(SEQUENCED, n, wire.encode(CancelOrder(n))) for n in range(2, 8_002)]
+    peer.transport.deliver(b"".join(flood))
+    assert not is_read(peer)
     for _ in range(UNREAD_SIZE_MAX // 100_000 + 2):
         if not peer.transport.is_gone:
             peer.connection.data_received(bytes(100_000))
     world.loop.run()
-    assert peer.transport.is_gone
+    assert is_gone(peer)
+    assert peer.connection.reason == "PROTOCOL_VIOLATION"
 
 
 # The end.

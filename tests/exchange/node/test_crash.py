@@ -1,4 +1,5 @@
-"""Power loss at random moments, two hundred times: what a client was told is there, once.
+"""Power loss at random moments, two hundred times: what a client was told is there, once, and a
+client that resumes has all of it.
 
 Clients trade on a venue in memory whose disk forgets what was not synced. Whatever reached a client
 must be in the recovered journal, byte for byte, under the same session and number; two recoveries
@@ -76,6 +77,12 @@ def test_what_was_acknowledged_survives_every_crash_once(seed: int) -> None:
         world.boot()
         assert Recorded(world).engine.digest() == world.engine.digest()
         world.engine.check()
+    recorded = Recorded(world)
+    for trader in traders:
+        trader.catch_up()
+        of_session = [number for session, number in recorded.reports if session == trader.session]
+        assert sorted(trader.reports) == sorted(of_session), f"seed {seed}: none is missing"
+    _check(traders, recorded)
     assert sum(len(trader.reports) for trader in traders) > 100, f"seed {seed}: nothing happened"
 
 

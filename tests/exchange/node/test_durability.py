@@ -12,8 +12,14 @@ import pytest
 from journal import Storage
 from journal.memory import MemoryFile, MemoryStorage
 from protocol import wire
-from protocol.framing import HEADER, HEADER_SIZE, SEQUENCED, SESSION
-from protocol.transport import LogOnAccepted
+from protocol.framing import HEADER, HEADER_SIZE, SEQUENCED
+from protocol.transport import (
+    LogOnAccepted,
+    StateBalances,
+    StateEnd,
+    StateOrders,
+    StatePositions,
+)
 from tests.exchange.node.market import open_market
 from tests.exchange.node.traders import Trader
 from tests.exchange.node.world import MemoryTransport, World
@@ -21,6 +27,7 @@ from tests.exchange.node.world import MemoryTransport, World
 RECORD_MAGIC = b"BRIERREC"
 FIRST_SEQUENCE_AND_COUNT = struct.Struct("<QI")  # at offset 24 of a record
 TURNS = 600
+IMAGE_PARTS = StateOrders | StatePositions | StateBalances | StateEnd
 
 
 class WatchedFile:
@@ -67,10 +74,9 @@ def sequences_in(data: bytes) -> list[int]:
         length, kind = HEADER.unpack_from(data, offset)[:2]
         payload = data[offset + HEADER_SIZE : offset + length]
         offset += length
-        if kind in (SEQUENCED, SESSION):
-            message: Any = wire.decode_venue(kind, payload)
-            if kind == SEQUENCED or isinstance(message, LogOnAccepted):
-                found.append(message.sequence)
+        message: Any = wire.decode_venue(kind, payload)
+        if kind == SEQUENCED or isinstance(message, LogOnAccepted | IMAGE_PARTS):
+            found.append(message.sequence)
     return found
 
 

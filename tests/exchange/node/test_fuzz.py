@@ -12,7 +12,7 @@ from protocol import admin, wire
 from protocol.framing import HEADER, SEQUENCED, SESSION, UNSEQUENCED, encode_frame
 from protocol.order_entry import CancelOrder, NewOrder, ReplaceOrder
 from protocol.session import Party, State
-from protocol.transport import Heartbeat, LogOnRejected, LogOut, Terminate
+from protocol.transport import Heartbeat, LogOnRejected, LogOut, StateRequest, Terminate
 from tests.exchange.node.market import open_market
 from tests.exchange.node.world import Peer, World, public_key
 
@@ -58,7 +58,12 @@ class Fuzzer:
     def _session_message(self) -> Any:
         dice = self._dice
         return dice.choice(
-            (Heartbeat(dice.randrange(2**62)), LogOut("x"), Terminate(dice.randrange(2**16), "x"))
+            (
+                Heartbeat(dice.randrange(2**62)),
+                LogOut("x"),
+                StateRequest(),
+                Terminate(dice.randrange(2**16), "x"),
+            )
         )
 
     def _message(self) -> Any:
@@ -125,7 +130,7 @@ def test_any_frame_ends_in_an_answer_or_a_reason(seed: int) -> None:
         # One in five is not logged on; of the others, one in three is an administrator.
         peer = world.connect(dice.choice((1, 2, 3)), f"s{dice.randrange(60)}")
         if dice.random() < 0.8:
-            peer.log_on(next_number=0)
+            peer.log_on(next_number=dice.choice((0, 1, 2)))
         elif dice.random() < 0.8:
             peer.transport.deliver(fuzzer.mutate(peer.encode_log_on()))
             world.loop.run()
@@ -140,7 +145,7 @@ def test_any_frame_ends_in_an_answer_or_a_reason(seed: int) -> None:
             assert len(peer.connection._unread) <= UNREAD_SIZE_MAX
             # The machine of the client checks form, order and numbers of all that comes.
             answered += len(peer.read())
-            if peer.connection._is_attached:
+            if peer.connection.is_attached:
                 number = world.venue.order_entry.ingress.last_number(peer.connection.session) + 1
         if peer.transport.is_closing():
             # Who ended it has said why, and if it was the venue, the client has heard it.

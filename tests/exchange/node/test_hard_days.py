@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from exchange.core.engine import RULES_VERSION
 from exchange.logs import Log
 from exchange.node import sequencer as sequencer_module
-from exchange.node.failure import Exit
+from exchange.node.failure import Exit, ServiceError
 from exchange.node.limits import CLOCK_BEHIND_MAX_NS
-from exchange.node.service import ServiceError
 from protocol.codes import RejectCode
 from protocol.order_entry import CancelOrder, NewOrder, OrderAccepted, OrderCanceled, ReplaceOrder
 from protocol.transport import LogOut, SessionReject
@@ -55,7 +55,9 @@ def test_records_of_other_rules_are_refused_at_start(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sequencer_module, "RULES_VERSION", 7)
     world.boot()
     world.venue.close()
-    with pytest.raises(ServiceError, match="has rules 7, this build replays 1") as caught:
+    with pytest.raises(
+        ServiceError, match=f"has rules 7, this build replays {RULES_VERSION}"
+    ) as caught:
         world.boot()
     assert caught.value.exit_code == Exit.CONFIGURATION
 

@@ -303,7 +303,8 @@ def test_any_release_is_what_python_would_frame(random: Random) -> None:
         frame = encode_frame(SEQUENCED, number, payload, 5, 90)
         expected[key] = expected.get(key, b"") + frame
     found: dict[tuple[int, int], bytes] = {}
-    for session, connection, following, frames in SHARED.ingress.release(events, 5, 100):
+    ingress = Ingress(SHARED.engine.hot)
+    for session, connection, following, frames in ingress.release(events, 5, 100):
         found[session, connection] = found.get((session, connection), b"") + frames
         last = 0
         for frame_number in _numbers(frames):

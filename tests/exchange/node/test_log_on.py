@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from exchange.node.limits import CONNECTIONS_MAX, LINGER_S, REFUSALS_MAX
+from exchange.node.limits import LINGER_S, REFUSALS_MAX
 from protocol import wire
 from protocol.admin import AdminAccepted, Key
 from protocol.codes import RejectCode, TerminateCode
@@ -18,6 +18,7 @@ from protocol.transport import (
     Hello,
     LogOnAccepted,
     LogOnRejected,
+    Terminate,
 )
 from tests.exchange.node.market import (
     assert_ended,
@@ -117,12 +118,12 @@ def test_the_session_limit_is_said_by_the_engine() -> None:
 
 
 def test_one_connection_too_many_is_told_so() -> None:
-    world = make_world()
-    peers = [world.connect(2) for _ in range(CONNECTIONS_MAX)]
+    world = make_world(connections_max=2)
+    peers = [logged_on(world, 2, f"s{i}") for i in range(2)]
     late = world.connect(2)
     hello, answer = late.read()
     assert isinstance(hello, Hello)
-    assert (answer.code, answer.limit) == (RejectCode.CONNECTION_LIMIT, CONNECTIONS_MAX)
+    assert (answer.code, answer.limit) == (RejectCode.CONNECTION_LIMIT, 2)
     world.loop.run()
     assert late.transport.is_gone
     peers[0].transport.lose()
@@ -131,9 +132,8 @@ def test_one_connection_too_many_is_told_so() -> None:
 
 
 def test_more_refusals_than_can_be_told_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = make_world()
-    for _ in range(CONNECTIONS_MAX):
-        world.connect(2)
+    world = make_world(connections_max=1)
+    logged_on(world)
     monkeypatch.setattr(MemoryTransport, "is_stubborn", True)
     told = [world.connect(2) for _ in range(REFUSALS_MAX)]
     assert all(kinds(peer.read()) == [Hello, LogOnRejected] for peer in told)
@@ -144,7 +144,55 @@ def test_more_refusals_than_can_be_told_are_not_told(monkeypatch: pytest.MonkeyP
     assert not is_gone(told[0]), "it has a moment to read"
     world.loop.sleep(LINGER_S)
     assert all(is_gone(peer) for peer in told)
-    assert len(world.venue.order_entry.connections) == CONNECTIONS_MAX
+    assert len(world.venue.order_entry.connections) == 1
+
+
+def test_a_newcomer_gets_the_place_of_the_oldest_that_does_not_log_on() -> None:
+    world = make_world(connections_max=3)
+    idle = [world.connect(2), world.connect(2)]
+    trader = logged_on(world)
+    newcomer = world.connect(3)
+    assert kinds(newcomer.read()) == [Hello]
+    hello, answer = idle[0].read()
+    assert isinstance(hello, Hello)
+    assert (answer.code, answer.limit) == (RejectCode.CONNECTION_LIMIT, 3)
+    assert (
+        answer.text == "dropped for a newcomer: the venue is full, and this one had not logged on"
+    )
+    world.loop.run()
+    assert is_gone(idle[0])
+    assert kinds(idle[1].read()) == [Hello], "the next one to go"
+    assert kinds(trader.ask(buy(1))) == [OrderAccepted]
+    assert world.venue.order_entry.evicted_count == 1
+    assert world.venue.order_entry.log_on_reject_counts == {RejectCode.CONNECTION_LIMIT: 1}
+
+
+def test_a_log_on_under_way_keeps_its_place() -> None:
+    world = make_world(connections_max=2)
+    world.hold()
+    first, second = world.connect(2), world.connect(3)
+    first.send_log_on()
+    newcomer = world.connect(2)
+    assert kinds(second.read()) == [Hello, LogOnRejected], "the younger one was silent"
+    world.finish()
+    assert kinds(first.read()) == [LogOnAccepted]
+    assert kinds(newcomer.read()) == [Hello]
+
+
+def test_sockets_that_never_log_on_are_bounded_and_keep_nobody_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = make_world(connections_max=16)
+    trader = logged_on(world)
+    monkeypatch.setattr(MemoryTransport, "is_stubborn", True)
+    for _ in range(500):
+        world.connect(2)
+        world.loop.run()
+        assert len(world.venue.order_entry.connections) <= 16 + REFUSALS_MAX + 1
+    assert kinds(trader.ask(buy(1))) == [OrderAccepted]
+    newcomer = world.connect(3)
+    assert isinstance(newcomer.log_on(), LogOnAccepted)
+    assert world.venue.order_entry.evicted_count >= 485
 
 
 def test_what_comes_after_the_last_word_is_read_and_dropped(
@@ -172,8 +220,6 @@ def test_what_follows_a_refused_log_on_is_read_and_dropped_too(
     world.hold()
     peer = world.connect(2)
     peer.send_log_on(next_number=9)
-    world.loop.run()
-    assert not is_read(peer), "the log-on is under way"
     world.finish()
     assert kinds(peer.read()) == [LogOnRejected]
     peer.transport.deliver(bytes(100_000))
@@ -189,19 +235,36 @@ def test_a_client_that_does_not_log_on_is_cut() -> None:
     assert_ended(world, peer, TerminateCode.LOG_ON_TIMEOUT)
 
 
-def test_orders_sent_right_behind_the_log_on_wait_for_its_outcome() -> None:
+@pytest.mark.parametrize("is_whole", [True, False], ids=["whole", "begun"])
+@pytest.mark.parametrize("is_later", [True, False], ids=["later", "at once"])
+def test_a_frame_before_the_log_on_is_answered_is_a_violation(
+    is_whole: bool, is_later: bool
+) -> None:
     world = make_world()
+    world.hold()
     peer = world.connect(2)
-    frames = peer.encode_log_on()
-    for number in (1, 2):
-        frames += encode_frame(SEQUENCED, number, wire.encode(buy(number)))
-    third = encode_frame(SEQUENCED, 3, wire.encode(buy(3)))
-    peer.transport.deliver(frames + third[:30])
-    world.loop.run()
-    assert kinds(peer.read()) == [LogOnAccepted, OrderAccepted, OrderAccepted]
-    peer.transport.deliver(third[30:])
-    world.loop.run()
-    assert kinds(peer.read()) == [OrderAccepted]
+    frame = encode_frame(SEQUENCED, 1, wire.encode(buy(1)))
+    pieces = [peer.encode_log_on(), frame if is_whole else frame[:30]]
+    for piece in pieces if is_later else [b"".join(pieces)]:
+        peer.transport.deliver(piece)
+        world.loop.run()
+    world.finish()
+    assert_ended(world, peer, TerminateCode.PROTOCOL_VIOLATION)
+    world.finish()
+    assert not world.engine.session(2).is_connected
+    assert world.engine.session(2).last_client_number == 0
+    assert isinstance(logged_on(world).accepted, LogOnAccepted)
+
+
+def test_a_client_may_take_its_log_on_back() -> None:
+    world = make_world()
+    world.hold()
+    peer = world.connect(2)
+    goodbye = encode_frame(SESSION, 1, wire.encode(Terminate(TerminateCode.LOG_OUT, "")))
+    peer.transport.deliver(peer.encode_log_on() + goodbye)
+    world.finish()
+    assert is_gone(peer)
+    assert not world.engine.session(2).is_connected
 
 
 @pytest.mark.parametrize(

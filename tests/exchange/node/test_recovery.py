@@ -7,17 +7,18 @@ from typing import Any
 import msgspec
 import pytest
 
+from exchange.config import ThrottleSettings
 from exchange.core.engine import RULES_VERSION, Engine
 from exchange.core.limits import GENESIS_DEFAULTS
 from exchange.node.barred import BarredDamaged, payload_hash
-from exchange.node.failure import Exit
-from exchange.node.service import ServiceError
+from exchange.node.failure import Exit, ServiceError
 from exchange.node.setup import write_genesis
 from journal import Journal, JournalDamaged, JournalHeld, read_only, run_inline
 from journal.memory import MemoryStorage
 from protocol import wire
+from protocol.admin import Halt
 from protocol.codes import RejectCode
-from protocol.order_entry import NewOrder
+from protocol.order_entry import CancelOrder, NewOrder
 from protocol.records import COMMAND_HEAD, FROM_VENUE, Connect, Continuation, Genesis, VenueStarted
 from protocol.transport import LogOnAccepted, LogOnRejected
 from tests.exchange.node.market import logged_on, open_market
@@ -126,7 +127,7 @@ def test_a_journal_that_begins_otherwise_is_damaged() -> None:
 
 def test_genesis_is_written_once() -> None:
     world = World()
-    genesis = Genesis("venue", public_key(1), RULES_VERSION, **GENESIS_DEFAULTS)
+    genesis = Genesis("venue", public_key(1), RULES_VERSION, **GENESIS_DEFAULTS, epoch=0)
     with pytest.raises(Exception, match="there is a journal already"):
         write_genesis(world.disk, genesis, world.clock, segment_size=SEGMENT_SIZE)
 
@@ -172,6 +173,23 @@ class _Alternating(Random):
         del stop, step
         self._count += 1
         return start - 1 if start != 3 else 1 + self._count % 2
+
+
+def test_each_budget_of_the_settings_is_that_of_its_commands() -> None:
+    world = stopped_world()
+    world.throttle = ThrottleSettings(1, 2, 1, 3, 1, 4)
+    world.boot()
+    peer = logged_on(world)
+
+    def count_taken(command: Any) -> int:
+        """How many of the command are taken before one is not."""
+        for count in range(10):
+            if peer.ask(command)[-1].code == RejectCode.THROTTLED:
+                return count
+        raise AssertionError("there is no budget")
+
+    commands = (NewOrder(1, 1, 1, 1, 5000, 100), CancelOrder(77), Halt(1))
+    assert [count_taken(command) for command in commands] == [2, 3, 4]
 
 
 def test_a_held_folder_is_refused() -> None:

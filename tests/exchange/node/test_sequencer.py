@@ -19,7 +19,7 @@ from journal.faulty import Fault, FaultyStorage, Kind
 from protocol import wire
 from protocol.codes import RejectCode
 from protocol.framing import SEQUENCED, encode_frame
-from protocol.order_entry import NewOrder, OrderAccepted, OrderExpired
+from protocol.order_entry import CancelOrder, NewOrder, OrderAccepted, OrderExpired
 from protocol.records import COMMAND_HEAD, FROM_CLIENT, FROM_VENUE, Connect, Disconnect
 from protocol.transport import LogOnAccepted, LogOnRejected
 from tests.exchange.node.market import buy, kinds, logged_on, make_world
@@ -219,9 +219,11 @@ def test_deadlines_that_wait_for_room_wait_once() -> None:
     world.hold()
     peer.send(buy(2))
     world.loop.run()
-    flood(peer, 3, 6_000)
+    frames = [encode_frame(SEQUENCED, n, wire.encode(CancelOrder(n))) for n in range(3, 8_003)]
+    peer.machine.next_number = 8_003
+    peer.transport.deliver(b"".join(frames))
     world.loop.sleep(5)
-    assert len(world.venue.sequencer._waiting) == 2, "the connection and the deadline"
+    assert world.venue.sequencer.waiting_count == 2, "the connection and the deadline"
     world.finish()
     (expired,) = [m for m in peer.read() if isinstance(m, OrderExpired)]
     assert expired.client_order_id == 1

@@ -135,8 +135,14 @@ def test_a_venue_starts_takes_commands_stops_and_goes_on(
         child = Child(folder, planted)
         children.append(child)
         ready = child.ready()
-        assert list(ready) == ["venue", "order_entry", "sequence", "build", "python"]
+        assert list(ready) == [
+            *("venue", "order_entry", "market_data", "metrics", "epoch"),
+            *("sequence", "build", "python"),
+        ]
         assert ready["venue"] == "north"
+        assert ready["market_data"] == "239.255.66.1:9100"
+        assert ready["metrics"].startswith("127.0.0.1:")
+        assert int(ready["epoch"]) % 2**20 == 0, "the first term's"
         sequences.append(int(ready["sequence"]))
         host, _, port = ready["order_entry"].rpartition(":")
         with administrator(folder, (host, int(port))) as peer:
@@ -147,6 +153,10 @@ def test_a_venue_starts_takes_commands_stops_and_goes_on(
         assert code == Exit.STOPPED
         (line,) = output.splitlines()
         assert line.startswith(f"exchange stopped sequence={sequences[-1] + 2} digest=")
+        words = [word.partition("=") for word in line.split()[3:]]
+        assert [word[0] for word in words] == ["digest", "book_digest", "public_digest"]
+        assert all(len(word[2]) == 64 for word in words)
+        assert not (folder / "data" / "position").exists()
         assert "level=error" not in errors
     assert sequences == [2, 5, 8], "VenueStarted, log-on and command of each life before"
 

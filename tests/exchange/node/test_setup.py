@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from msgspec.msgpack import decode
 
 from exchange.config import ConfigError, load
 from exchange.core.engine import Engine
@@ -14,6 +15,7 @@ from exchange.core.limits import GENESIS_CEILINGS
 from exchange.node.setup import COMMANDS_FOLDER, initialise
 from journal import FolderStorage, read_only
 from protocol.codes import Role
+from protocol.records import COMMAND_HEAD, Genesis
 
 
 def mode(path: Path) -> int:
@@ -57,6 +59,19 @@ def test_the_journal_holds_genesis_with_the_key(tmp_path: Path) -> None:
 def test_two_venues_have_two_keys(tmp_path: Path) -> None:
     keys = {initialise(tmp_path / n, name="n").admin_key.read_bytes() for n in ("a", "b")}
     assert len(keys) == 2
+
+
+def test_every_venue_draws_its_epoch_and_leaves_room_for_terms(tmp_path: Path) -> None:
+    epochs = []
+    for name in ("a", "b"):
+        initialise(tmp_path / name, name=name)
+        folder = tmp_path / name / "data" / COMMANDS_FOLDER
+        (record,) = read_only(FolderStorage(folder, is_read_only=True)).records()
+        epochs.append(decode(record.payload[COMMAND_HEAD.size :], type=Genesis).epoch)
+    assert epochs[0] != epochs[1]
+    for epoch in epochs:
+        assert epoch % 2**20 == 0
+        assert epoch < 2**60
 
 
 def test_an_empty_folder_is_taken_and_a_used_one_is_not(tmp_path: Path) -> None:

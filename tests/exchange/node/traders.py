@@ -1,4 +1,7 @@
-"""A client that trades at random, for the tests that look at a venue over a long time."""
+"""A client that trades at random, for the tests that look at a venue over a long time.
+
+It resumes its stream with every log-on, so it must get every report, once.
+"""
 
 from random import Random
 from typing import Any
@@ -6,12 +9,13 @@ from typing import Any
 from protocol.framing import SEQUENCED, FrameReader
 from protocol.order_entry import CancelOrder, NewOrder, ReplaceOrder
 from protocol.session import State
-from protocol.transport import LogOnAccepted
+from protocol.transport import LogOnAccepted, StateRequest
 from tests.exchange.node.world import Peer, World
 
 
 class Trader:
-    """Trades at random over crashes and keeps every report it ever got, as bytes."""
+    """Trades at random over crashes and keeps every report it ever got, as bytes: all of them, from
+    number 1 on."""
 
     def __init__(self, world: World, key: int, dice: Random) -> None:
         self.reports: dict[int, bytes] = {}
@@ -31,6 +35,8 @@ class Trader:
         else:
             self._listen(self._peer)
             if self._peer.machine.state is State.ESTABLISHED:
+                if self._dice.random() < 0.1:
+                    self._peer.send(StateRequest())
                 for _ in range(self._dice.randrange(6)):
                     self.highest_sent = self._peer.send(self._command())
 
@@ -43,7 +49,18 @@ class Trader:
     def _connect(self) -> None:
         self._peer = self._world.connect(self._key, "s")
         mode = self._dice.randrange(4)
-        self._peer.send_log_on(cancel_on_disconnect=mode, cancel_grace_ms=50)
+        self._peer.send_log_on(
+            next_number=len(self.reports) + 1,
+            cancel_on_disconnect=mode,
+            cancel_grace_ms=50,
+        )
+
+    def catch_up(self) -> None:
+        """Log on anew, and get all that there is by now."""
+        self._connect()
+        self._world.finish()
+        assert self._peer is not None
+        self._listen(self._peer)
 
     def _listen(self, peer: Peer) -> None:
         """Keep the numbered frames as they came, then let the machine check them."""
@@ -51,7 +68,7 @@ class Trader:
         reader.feed(bytes(peer.transport.sent))
         while (frame := reader.next_frame()) is not None:
             if frame.kind == SEQUENCED:
-                assert frame.number not in self.reports, "a number comes once"
+                assert frame.number == len(self.reports) + 1, "every number comes, and comes once"
                 self.reports[frame.number] = frame.payload
         for message in peer.read():
             if isinstance(message, LogOnAccepted):

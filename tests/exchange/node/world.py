@@ -16,12 +16,15 @@ from typing import Any, Final, cast
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec.structs import replace
 
+from exchange.config import ThrottleSettings
 from exchange.core.engine import RULES_VERSION, Engine
 from exchange.core.limits import GENESIS_DEFAULTS
 from exchange.logs import Log
 from exchange.node.commit import Committer, Done
 from exchange.node.connection import Connection
-from exchange.node.service import Surroundings, Venue, recover
+from exchange.node.limits import CONNECTIONS_MAX
+from exchange.node.recovery import Surroundings, recover
+from exchange.node.service import Venue
 from exchange.node.setup import write_genesis
 from journal import BuiltRecord, Journal, Storage, run_inline
 from journal.memory import MemoryStorage
@@ -30,9 +33,11 @@ from protocol.session import Connection as Machine
 from protocol.session import Party, State
 from protocol.signing import log_on_bytes
 from protocol.transport import Hello, LogOn, LogOnAccepted
+from tests.exchange.node.wires import Wire
 
 SEGMENT_SIZE: Final = 1024 * 1024
 START_NS: Final = 1_800_000_000_000_000_000
+EPOCH: Final = 7 << 20
 TURNS_MAX: Final = 100_000
 KERNEL_SIZE_MAX: Final = 64 * 1024
 """Bytes that a stalled peer's system takes before the transport has to keep them."""
@@ -395,18 +400,27 @@ class World:
         self,
         *,
         wrap: Callable[[MemoryStorage], Storage] | None = None,
+        wrap_events: Callable[[MemoryStorage], Storage] | None = None,
         limits: dict[str, int] | None = None,
+        connections_max: int = CONNECTIONS_MAX,
+        budgets: tuple[tuple[int, int], ...] = (),
     ) -> None:
         self.disk = MemoryStorage()
+        self.events_disk = MemoryStorage()
         self.barred: Any = MemoryStorage()
+        self.wire: Wire  # where the packets of the venue that runs now go
         self.lines: list[str] = []
         self.loop = StepLoop(START_NS)
         self.clock = StepClock(self.loop)
         self._wrap = wrap or (lambda disk: disk)
+        self._wrap_events = wrap_events or (lambda disk: disk)
+        self._connections_max = connections_max
+        self._budgets = budgets  # as for Ingress.set_budgets; none: nothing is measured
+        self.throttle: ThrottleSettings | None = None  # of the venues that are booted from now on
         self.venue: Venue
         self.committer: StepCommitter
         values = {**GENESIS_DEFAULTS, **(limits or {})}
-        genesis = Genesis("venue", public_key(ADMIN), RULES_VERSION, **values)
+        genesis = Genesis("venue", public_key(ADMIN), RULES_VERSION, **values, epoch=EPOCH)
         write_genesis(self.disk, genesis, self.clock, segment_size=SEGMENT_SIZE)
 
     def boot(self) -> Venue:
@@ -414,17 +428,24 @@ class World:
         # Time goes on over a crash, the loop does not.
         self.loop = StepLoop(self.loop.now_ns + 1_000_000)
         self.clock = StepClock(self.loop)
+        self.wire = Wire(self.clock.monotonic_ns)
         surroundings = Surroundings(
             clock=self.clock,
             commands=self._wrap(self.disk),
+            events=self._wrap_events(self.events_disk),
             barred=self.barred,
             log=Log(self.clock.time_ns, self.lines.append),
             make_committer=self._remember_committer,
+            sender=self.wire,
             prepare=run_inline,
             segment_size=SEGMENT_SIZE,
+            connections_max=self._connections_max,
+            throttle=self.throttle,
         )
         loop = cast("asyncio.AbstractEventLoop", self.loop)
         self.venue = Venue(surroundings, recover(surroundings), loop)
+        if self._budgets:
+            self.venue.order_entry.ingress.set_budgets(*self._budgets)
         self.venue.start(lambda: None)
         self.loop.run()
         return self.venue
@@ -447,6 +468,7 @@ class World:
     def crash(self, dice: Random) -> None:
         """Lose power."""
         self.disk.crash(dice)
+        self.events_disk.crash(dice)
         self.barred.crash(dice)
 
     def connect(self, key: int, session: str = "s") -> Peer:
