@@ -1,7 +1,11 @@
-"""An asyncio client for order entry and administration: `connect` gives a `Client`."""
+"""For participants: `connect` gives a `Client` for orders and administration, `Consumer` keeps the
+books from public market data."""
 
+from exchange.client.books import Book, Level, RestingOrder
+from exchange.client.channel import Channel, Gap
 from exchange.client.client import Client, connect
 from exchange.client.connector import Backoff, ClientState, StateChange
+from exchange.client.consumer import Consumer
 from exchange.client.errors import (
     AdminRejectedError,
     CancelRejectedError,
@@ -18,31 +22,46 @@ from exchange.client.errors import (
     RequestRejectedError,
     SendBufferFullError,
     SessionRejectError,
+    StaleBookError,
+    StateUnavailableError,
     TerminatedError,
 )
+from exchange.client.images import Balance, OpenOrder, Position, StateImage
 from exchange.client.keys import generate_key, load_key, public_key_bytes, write_key
 from exchange.client.tickets import Ticket
 
 __all__ = [
     "AdminRejectedError",
     "Backoff",
+    "Balance",
+    "Book",
     "CancelRejectedError",
+    "Channel",
     "Client",
     "ClientError",
     "ClientState",
     "ConnectError",
     "ConnectionLostError",
+    "Consumer",
+    "Gap",
     "KeyFileError",
+    "Level",
     "LogOnRejectedError",
     "NotConnectedError",
     "NotReceivedError",
+    "OpenOrder",
     "OrderRejectedError",
     "OutcomeUnknownError",
+    "Position",
     "ReportsLostError",
     "RequestRejectedError",
+    "RestingOrder",
     "SendBufferFullError",
     "SessionRejectError",
+    "StaleBookError",
     "StateChange",
+    "StateImage",
+    "StateUnavailableError",
     "TerminatedError",
     "Ticket",
     "connect",

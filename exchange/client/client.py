@@ -9,6 +9,7 @@ Units: price 1/10000 of the currency unit, quantity 1/100 contract, amount 1/100
 currency unit, time nanoseconds since the epoch, UTC.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -18,8 +19,9 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from exchange.client.connector import Backoff, ClientState, Connector, Settings
-from exchange.client.errors import NotConnectedError, SendBufferFullError
-from exchange.client.inbox import Inbox, OnReport, OnState
+from exchange.client.errors import ClientError, NotConnectedError, SendBufferFullError
+from exchange.client.images import StateImage
+from exchange.client.inbox import Inbox, OnLost, OnReport, OnState
 from exchange.client.keys import load_key
 from exchange.client.limits import PENDING_MAX
 from exchange.client.tickets import Ticket
@@ -71,14 +73,16 @@ async def connect(
     keepalive_ms: int = 1_000,
     on_report: OnReport | None = None,
     on_state: OnState | None = None,
+    on_lost: OnLost | None = None,
     reconnect: Backoff | None = _BACKOFF,
     client: str = "brier-python",
 ) -> "Client":
     """Connect, log on, and return a client that is ready.
 
     `key` is a private key, the path of a PEM file or PEM text. `on_report` is called with every
-    execution report, in order; `on_state` with every change of the connection. The first
-    connection is tried once; `reconnect` is about later ones, None for never.
+    execution report, in order; `on_state` with every change of the connection; `on_lost` in place
+    of reports that the venue no longer has, see `Client.reports`. The first connection is tried
+    once; `reconnect` is about later ones, None for never.
 
     Raises KeyFileError, ConnectError, LogOnRejectedError, ConnectionLostError, TerminatedError.
     """
@@ -93,8 +97,9 @@ async def connect(
         client=client,
         reconnect=reconnect,
     )
-    inbox = Inbox(on_report, on_state)
+    inbox = Inbox(on_report, on_state, on_lost)
     connector = Connector(settings, inbox, SystemClock())
+    inbox.images.ask = connector.ask_for_state
     await connector.open()
     return Client(connector, inbox)
 
@@ -119,7 +124,7 @@ class Client:
         await self.close()
 
     @property
-    def state(self) -> ClientState:
+    def standing(self) -> ClientState:
         """Requests can be sent when it is READY."""
         return self._connector.state
 
@@ -211,7 +216,7 @@ class Client:
         """Send any command as it is. ValueError: it is too long for a frame."""
         link = self._connector.link
         if link is None or not link.is_established:
-            raise NotConnectedError(f"not sent: the client is {self.state.value}")
+            raise NotConnectedError(f"not sent: the client is {self.standing.value}")
         if link.is_full:
             raise SendBufferFullError("not sent: the send buffer is full")
         if len(self._requests) >= PENDING_MAX:
@@ -230,19 +235,36 @@ class Client:
         while True:
             link = self._connector.link
             if link is None or not link.is_established:
-                raise NotConnectedError(f"the client is {self.state.value}")
+                raise NotConnectedError(f"the client is {self.standing.value}")
             if not link.is_full and len(self._requests) < PENDING_MAX:
                 return
             await self._inbox.wait_for_room()
 
     def reports(self) -> AsyncIterator[VenueReport]:
-        """Every execution report from the first call on, in order, for one reader.
+        """Every execution report from the first call on, in order and once, for one reader.
 
-        A reader that is too slow stops the reading from the socket. ReportsLostError is raised in
-        its place when a log-on could not resume the stream; iterate again to go on. After the end
-        of the client what is queued still comes; then its reason is raised, if it was not `close`.
+        It goes on over lost connections and restarts of the venue, without a gap and without a
+        duplicate. Only when the venue no longer has the next report, ReportsLostError is raised,
+        once and in its place, with the state image that the client has taken: iterate again, and
+        the reports that follow are those that are not in the image.
+
+        A reader that is too slow stops the reading from the socket. After the end of the client
+        what is queued still comes; then its reason is raised, if it was not `close`.
         """
         return self._inbox.open_reports(self._connector.release)
+
+    async def state(self) -> StateImage:
+        """The session's orders, the participant's positions and balances as of one sequence.
+
+        The image is taken after this call, and over a lost connection when there is the next
+        one; the venue makes at most one a second. Reports whose `sequence` is above the image's
+        are not in it. Raises NotConnectedError when the client is closed, StateUnavailableError.
+        """
+        if self.standing is ClientState.CLOSED:
+            raise NotConnectedError("the client is closed")
+        future: asyncio.Future[StateImage] = asyncio.get_running_loop().create_future()
+        self._inbox.images.request(lambda result: _settle(future, result))
+        return await future
 
     # Administration, for keys with the admin role: sends, waits, returns the id that was created
     # or touched. AdminRejectedError when refused.
@@ -265,9 +287,11 @@ class Client:
         """Give a public key (32 bytes) roles; a known key gets new ones, `Role(0)` revokes it."""
         return await self.admin(Key(participant_id, public_key, roles))
 
-    async def event(self, symbol: str, kind: EventKind, title: str, currency: str) -> int:
-        """List what is traded about."""
-        return await self.admin(Event(symbol, kind, title, currency))
+    async def event(
+        self, symbol: str, kind: EventKind, title: str, currency: str, channel: int = 1
+    ) -> int:
+        """List what is traded about; its market data goes out on a channel."""
+        return await self.admin(Event(symbol, kind, title, currency, channel))
 
     async def instrument(
         self,
@@ -313,3 +337,13 @@ class Client:
         inbox = self._inbox
         inbox.highest_client_order_id = max(inbox.highest_client_order_id, command.client_order_id)
         return ticket
+
+
+def _settle(future: asyncio.Future[StateImage], result: StateImage | ClientError) -> None:
+    """Give the result of a request to whoever waits for it, if somebody still does."""
+    if future.done():
+        return
+    if isinstance(result, ClientError):
+        future.set_exception(result)
+    else:
+        future.set_result(result)

@@ -4,6 +4,8 @@ After a loss the pauses between attempts grow and are spread at random, so that 
 venue that restarts do not all come at once; attempts are bounded. There is no other attempt when
 it would meet the same end: another client took the session, the protocol was broken, or the
 log-on was refused for a lasting reason.
+
+Every log-on after the first asks for the reports from the one behind the last that was received.
 """
 
 import asyncio
@@ -24,7 +26,7 @@ from exchange.clock import Clock
 from protocol.codes import CancelOnDisconnect
 from protocol.session import Received
 from protocol.signing import log_on_bytes
-from protocol.transport import Hello, LogOn, LogOnAccepted
+from protocol.transport import Hello, LogOn, LogOnAccepted, StateRequest
 from protocol.wire import MAJOR, MINOR
 
 __all__ = ["Backoff", "ClientState", "Connector", "Listener", "Settings", "StateChange"]
@@ -84,8 +86,10 @@ class Settings:
 class Listener(Protocol):
     """The client, as its connector sees it."""
 
-    def established(self, accepted: LogOnAccepted, missed: ReportsLostError | None) -> None:
-        """A log-on was accepted; `missed` are the reports in between that will not come."""
+    def established(
+        self, accepted: LogOnAccepted, first_number: int, missed: ReportsLostError | None
+    ) -> None:
+        """A log-on was accepted; reports go on with `first_number`, `missed` will not come."""
 
     def received(self, received: Received) -> bool:
         """A message of the established session. False: read no more until `release`."""
@@ -150,6 +154,13 @@ class Connector:
         if self.link is not None:
             self.link.release()
 
+    def ask_for_state(self) -> bool:
+        """Send a request for a state image; False: there is no established connection."""
+        if self.link is None or not self.link.is_established:
+            return False
+        self.link.send(StateRequest())
+        return True
+
     # Called by the link.
 
     def make_log_on(self, hello: Hello) -> LogOn:
@@ -173,9 +184,11 @@ class Connector:
 
     def established(self, accepted: LogOnAccepted) -> None:
         self._retries = None
-        missed_count = accepted.next_number - self._next_report if self._next_report else 0
-        missed = ReportsLostError(self._next_report, missed_count) if missed_count > 0 else None
-        self._listener.established(accepted, missed)
+        assert self.link is not None, "it is the link that calls"
+        first_number = self.link.last_received + 1
+        lost_count = first_number - self._next_report if self._next_report else 0
+        missed = ReportsLostError(self._next_report, lost_count) if lost_count else None
+        self._listener.established(accepted, first_number, missed)
         self._change(ClientState.READY, missed)
         if self._log_on is not None and not self._log_on.done():
             self._log_on.set_result(None)

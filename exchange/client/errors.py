@@ -16,6 +16,7 @@ from protocol.wire import Command
 if TYPE_CHECKING:
     from typing import Any
 
+    from exchange.client.images import StateImage
     from exchange.client.tickets import Ticket
 
 __all__ = [
@@ -34,6 +35,8 @@ __all__ = [
     "RequestRejectedError",
     "SendBufferFullError",
     "SessionRejectError",
+    "StaleBookError",
+    "StateUnavailableError",
     "TerminatedError",
 ]
 
@@ -84,6 +87,9 @@ _MEANINGS: Final[dict[int, str]] = {
     RejectCode.CASH_LIMIT: "may be at most {limit}",
     RejectCode.DUPLICATE_TRANSFER_ID: "must be above {limit}, the highest of the account",
     RejectCode.SHUTTING_DOWN: "the venue is stopping",
+    RejectCode.THROTTLED: "the session sends faster than it may; other requests still work",
+    RejectCode.BACK_PRESSURE: "the venue has more to do than it can; cancels still work",
+    RejectCode.IMAGE_IN_PROGRESS: "the state image that was asked for before is under way",
     RejectCode.DISK_LOW: "the venue takes no new orders until it has disk space; cancels work",
 }
 
@@ -100,7 +106,11 @@ _LASTING: Final = (
 )
 """Ends after which connecting again would meet the same end, or fight another client."""
 
-_PASSING: Final = (RejectCode.CONNECTION_LIMIT, RejectCode.SHUTTING_DOWN)
+_PASSING: Final = (
+    RejectCode.BACK_PRESSURE,
+    RejectCode.CONNECTION_LIMIT,
+    RejectCode.SHUTTING_DOWN,
+)
 """Refused log-ons that may be accepted a little later."""
 
 
@@ -247,9 +257,9 @@ class SessionRejectError(RequestRejectedError):
 class OutcomeUnknownError(ClientError):
     """The connection ended before the request was answered.
 
-    `was_received` is None while nobody knows; True once the venue has said that the request is in
-    its journal (its outcome is in the report stream, and if it is not there, the gateway refused
-    it).
+    `was_received` is None while nobody knows; True once the venue has said that the number is in
+    its journal. The outcome then follows with the reports that are sent again; it stays unknown
+    only when some of them are lost.
     """
 
     def __init__(self, ticket: "Ticket[Any]", was_received: bool | None, reason: object) -> None:
@@ -262,7 +272,7 @@ class OutcomeUnknownError(ClientError):
 class NotReceivedError(ClientError):
     """The request is not in the venue's journal: it never arrived, or the gateway refused it.
 
-    It has no effect and never will; sending it again is safe.
+    It has no effect and never will; sending it again is safe. The client does not do so by itself.
     """
 
     def __init__(self, ticket: "Ticket[Any]") -> None:
@@ -274,14 +284,30 @@ class NotReceivedError(ClientError):
 class ReportsLostError(ClientError):
     """The venue could not resume the report stream where this client was.
 
-    Reports `first_number` to `first_number + count - 1` will not come: orders and positions have
-    to be reconciled.
+    Reports `first_number` to `first_number + count - 1` will not come. `image` is the state after
+    them, from which the reports that follow go on; None when it is still to come (in a change of
+    state), or could not be had: then orders and positions have to be reconciled some other way.
     """
 
-    def __init__(self, first_number: int, count: int) -> None:
+    def __init__(self, first_number: int, count: int, image: "StateImage | None" = None) -> None:
         self.first_number = first_number
         self.count = count
+        self.image = image
         super().__init__(f"{count} execution reports from number {first_number} on were missed")
+
+
+class StateUnavailableError(ClientError):
+    """The venue gave no state image; `code` and `retry_after_ns` are 0 unless it said them."""
+
+    def __init__(self, reason: str, code: int = 0, retry_after_ns: int = 0) -> None:
+        self.code = code
+        self.retry_after_ns = retry_after_ns
+        said = f"{_code_name(code)}: " if code else ""
+        super().__init__(f"no state image: {said}{reason}")
+
+
+class StaleBookError(ClientError):
+    """Messages of market data were missed: nothing can be said of this book, or of any."""
 
 
 class KeyFileError(ClientError):

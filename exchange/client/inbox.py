@@ -1,24 +1,40 @@
-"""Where everything that the venue says ends up: open requests, reports, the user's callbacks."""
+"""Where everything that the venue says ends up: open requests, reports, the user's callbacks.
+
+Reports go to the user in order, each once, over any number of connections. When the venue cannot
+go on where the client was, the client takes a state image. Until it has come, reports wait here;
+then the user gets the image in place of everything up to it, and after it the reports that are
+not in it. Tickets are settled as their answers come, also while reports wait.
+"""
 
 import asyncio
 from collections.abc import Callable
-from typing import Final, TypeVar, cast
+from typing import Final, cast
 
+from exchange.client.callbacks import call
 from exchange.client.connector import StateChange
-from exchange.client.errors import ClientError, ReportsLostError
-from exchange.client.limits import PENDING_MAX
+from exchange.client.errors import ClientError, NotConnectedError, ReportsLostError
+from exchange.client.images import STATE_REQUEST_TAG, ImageDesk, StateImage
+from exchange.client.limits import PENDING_MAX, REPORTS_HELD_MAX
 from exchange.client.reports import ReportQueue
 from exchange.client.tickets import Requests
 from protocol.framing import SEQUENCED
 from protocol.session import Received
-from protocol.transport import LogOnAccepted, NotApplied, SessionReject, VenueHeartbeat
+from protocol.transport import (
+    LogOnAccepted,
+    NotApplied,
+    SessionReject,
+    StateBalances,
+    StateEnd,
+    StateOrders,
+    StatePositions,
+)
 from protocol.wire import VenueReport
 
-__all__ = ["Inbox", "OnReport", "OnState"]
+__all__ = ["Inbox", "OnLost", "OnReport", "OnState"]
 
-T = TypeVar("T")
 OnReport = Callable[[VenueReport], None]
 OnState = Callable[[StateChange], None]
+OnLost = Callable[[ReportsLostError], None]
 
 _ROOM_AGAIN: Final = PENDING_MAX // 2
 """Who waits for room because too many requests were open is woken when this many are."""
@@ -27,14 +43,22 @@ _ROOM_AGAIN: Final = PENDING_MAX // 2
 class Inbox:
     """The listener of a connector: tells users what came, and senders when there is room."""
 
-    def __init__(self, on_report: OnReport | None, on_state: OnState | None) -> None:
+    def __init__(
+        self, on_report: OnReport | None, on_state: OnState | None, on_lost: OnLost | None
+    ) -> None:
         self.requests = Requests()
+        self.images = ImageDesk()
         self.reports: ReportQueue | None = None
         self.accepted: LogOnAccepted | None = None
         self.highest_client_order_id = 0
         self._on_report = on_report
         self._on_state = on_state
+        self._on_lost = on_lost
         self._room_waiters: list[asyncio.Future[None]] = []
+        self._replay_end = 0
+        """Number of the last report from before the log-on."""
+        self._held: list[tuple[int, VenueReport | ReportsLostError]] | None = None
+        """What waits for an image, by number: the loss it is for, then reports."""
         self._is_ended = False
         self._end: ClientError | None = None
 
@@ -54,30 +78,38 @@ class Inbox:
 
     # Called by the connector.
 
-    def established(self, accepted: LogOnAccepted, missed: ReportsLostError | None) -> None:
+    def established(
+        self, accepted: LogOnAccepted, first_number: int, missed: ReportsLostError | None
+    ) -> None:
         self.accepted = accepted
         self.highest_client_order_id = max(
             self.highest_client_order_id, accepted.highest_client_order_id
         )
-        if missed is not None and self.reports is not None:
-            self.reports.put(missed)
-        self.requests.resumed(accepted.last_client_number, has_hole=missed is not None)
+        self.requests.resumed(accepted.last_client_number)
+        self._replay_end = accepted.next_number - 1
+        if first_number > self._replay_end:
+            self.requests.caught_up(has_hole=missed is not None)
+        if missed is not None:
+            self._miss(missed)
+        self.images.go_on()
         self.has_room()
 
     def received(self, received: Received) -> bool:
-        is_ready = True
         message = received.message
         if received.frame.kind == SEQUENCED:
-            is_ready = self._take_report(cast("VenueReport", message))
+            self._take_report(cast("VenueReport", message), received.frame.number)
         elif isinstance(message, SessionReject):
-            self.requests.refused(message)
+            if message.request_tag == STATE_REQUEST_TAG and not message.number:
+                self.images.refused(message)
+            else:
+                self.requests.refused(message)
         elif isinstance(message, NotApplied):
             self.requests.not_applied(message)
-        elif isinstance(message, VenueHeartbeat):
-            self.requests.caught_up()  # The venue beats only when it has nothing else to send.
+        elif isinstance(message, StateOrders | StatePositions | StateBalances | StateEnd):
+            self.images.take(message)
         if self._room_waiters and len(self.requests) <= _ROOM_AGAIN:
             self.has_room()
-        return is_ready
+        return self.reports is None or not self.reports.is_full
 
     def has_room(self) -> None:
         waiters, self._room_waiters = self._room_waiters, []
@@ -87,10 +119,12 @@ class Inbox:
 
     def lost(self, reason: ClientError) -> None:
         self.requests.connection_ended(reason)
+        self.images.disconnected()
         self.has_room()
 
     def closed(self, reason: ClientError | None) -> None:
         self.requests.abandon(reason or "the client was closed")
+        self.images.closed(NotConnectedError("the client is closed"))
         self.has_room()
         self._is_ended = True
         self._end = reason
@@ -98,28 +132,57 @@ class Inbox:
 
     def state_changed(self, change: StateChange) -> None:
         if self._on_state is not None:
-            _call(self._on_state, change)
+            call(self._on_state, change)
 
     # Inside.
 
-    def _take_report(self, report: VenueReport) -> bool:
-        """Give a report to everybody; False: its reader is too slow."""
-        if self._on_report is not None:
-            _call(self._on_report, report)
+    def _miss(self, missed: ReportsLostError) -> None:
+        """Reports were lost: what comes now waits for an image."""
+        if self._held is None:
+            self._held = []
+            self.images.request(self._take_image)
+        self._held.append((missed.first_number, missed))
+
+    def _take_report(self, report: VenueReport, number: int) -> None:
+        """Give a report to the user and settle what it answers."""
+        if self._held is not None:
+            self._held.append((number, report))
+        else:
+            self._give(report)
         self.requests.reported(report)
-        return self.reports is None or self.reports.put(report)
+        if number == self._replay_end:
+            self.requests.caught_up(has_hole=False)
+        if self._held is not None and len(self._held) > REPORTS_HELD_MAX:
+            self._go_on(None)
+
+    def _give(self, item: VenueReport | ReportsLostError) -> None:
+        """Give a report to the user, or say in its place that some were lost."""
+        if isinstance(item, ReportsLostError):
+            if self._on_lost is not None:
+                call(self._on_lost, item)
+        elif self._on_report is not None:
+            call(self._on_report, item)
+        if self.reports is not None:
+            self.reports.put(item)
+
+    def _take_image(self, result: StateImage | ClientError) -> None:
+        """The image for the reports that were lost is here, or will not come."""
+        self._go_on(result if isinstance(result, StateImage) else None)
+
+    def _go_on(self, image: StateImage | None) -> None:
+        """Give the image in place of all that is in it, then what has waited and is not."""
+        held, self._held = self._held, None
+        if held is None:
+            return
+        if image is not None:
+            first_number, next_number = held[0][0], image.next_number
+            self._give(ReportsLostError(first_number, next_number - first_number, image))
+            held = [(number, item) for number, item in held if number >= next_number]
+        for _, item in held:
+            self._give(item)
 
     def _end_reports(self) -> None:
         if self.reports is not None:
             if self._end is not None:
                 self.reports.put(self._end)
             self.reports.end()
-
-
-def _call(callback: Callable[[T], None], argument: T) -> None:
-    """Call the user's code; what it raises goes to the loop's handler and ends nothing here."""
-    try:
-        callback(argument)
-    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
-        context = {"message": f"{callback!r} raised", "exception": error}
-        asyncio.get_running_loop().call_exception_handler(context)

@@ -25,19 +25,18 @@ class ReportQueue:
     def __init__(self, release: Callable[[], None]) -> None:
         self._items: deque[VenueReport | ClientError] = deque()
         self._release = release
-        self._is_holding = False
+        self.is_full = False
         self._is_ended = False
         self._waiter: asyncio.Future[None] | None = None
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def put(self, item: VenueReport | ClientError) -> bool:
-        """Append a report, or an error in its place. False: full, hold the connection."""
+    def put(self, item: VenueReport | ClientError) -> None:
+        """Append a report, or an error in its place; hold the connection when `is_full` then."""
         self._items.append(item)
         self._wake()
-        self._is_holding = len(self._items) >= REPORTS_MAX
-        return not self._is_holding
+        self.is_full = len(self._items) >= REPORTS_MAX
 
     def end(self) -> None:
         """After what is queued the iteration ends."""
@@ -59,8 +58,8 @@ class ReportQueue:
             finally:
                 self._waiter = None
         item = self._items.popleft()
-        if self._is_holding and len(self._items) <= REPORTS_RESUME:
-            self._is_holding = False
+        if self.is_full and len(self._items) <= REPORTS_RESUME:
+            self.is_full = False
             self._release()
         if isinstance(item, ClientError):
             raise item

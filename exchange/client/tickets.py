@@ -5,8 +5,9 @@ and costs a future only when somebody waits. `Requests` finds the ticket that a 
 the number of the client's frame, which every answer carries.
 
 When the connection ends, the outcome of every open request is unknown. The next log-on settles
-it: a number above the venue's last journaled one never arrived. One up to it was received: its
-outcome is in the report stream, if that goes on without a hole.
+it: a number above the venue's last journaled one never arrived. The outcome of one up to it is
+among the reports from before the log-on, which the venue sends again; if it is not there when they
+have all come, the gateway refused it. Nothing is ever sent again.
 """
 
 import asyncio
@@ -129,6 +130,7 @@ _REJECTIONS: Final[dict[type, type[RequestRejectedError]]] = {
 """Reports that refuse a request -> the error that they become."""
 
 _LOST: Final = "its answer went down with an earlier connection"
+_HOLE: Final = "its answer is among reports that were lost"
 
 
 class Requests:
@@ -174,24 +176,26 @@ class Requests:
         for ticket in self._open.values():
             ticket.settle(OutcomeUnknownError(ticket, None, reason), is_final=False)
 
-    def resumed(self, last_client_number: int, has_hole: bool) -> None:
-        """Settle what the venue's last journaled number says about requests before this log-on.
-
-        `has_hole`: reports were missed, so the outcome of a received one may never come.
-        """
+    def resumed(self, last_client_number: int) -> None:
+        """A log-on says how far the venue has come with requests of earlier connections."""
         for number, ticket in list(self._open.items()):
             if number > last_client_number:
                 self._not_received(number)
             else:
                 ticket.settle(OutcomeUnknownError(ticket, True, _LOST), is_final=False)
-        if has_hole:
-            self.caught_up()
 
-    def caught_up(self) -> None:
-        """The report stream is at its end: what it has not told so far it will never tell."""
+    def caught_up(self, has_hole: bool) -> None:
+        """Every report from before the log-on has come, unless the stream has a hole.
+
+        All that the venue decides is reported, so a request without a report was refused by the
+        gateway, and that answer is lost; after a hole nobody can tell.
+        """
         for number in [number for number, ticket in self._open.items() if ticket.is_done]:
-            ticket = self._open.pop(number)
-            ticket.settle(OutcomeUnknownError(ticket, True, _LOST))
+            if has_hole:
+                ticket = self._open.pop(number)
+                ticket.settle(OutcomeUnknownError(ticket, True, _HOLE))
+            else:
+                self._not_received(number)
 
     def abandon(self, reason: object) -> None:
         """There will be no other connection: what is open stays unknown."""

@@ -18,7 +18,7 @@ from exchange.client import Client, connect
 from protocol.admin import AdminAccepted
 from protocol.codes import RejectCode, TerminateCode
 from protocol.errors import RemoteProtocolError
-from protocol.framing import CLIENT_FRAME_SIZE_MAX, SEQUENCED, Frame
+from protocol.framing import CLIENT_FRAME_SIZE_MAX, REPLAYED, SEQUENCED, Frame, encode_frame
 from protocol.order_entry import (
     CancelOrder,
     NewOrder,
@@ -29,8 +29,8 @@ from protocol.order_entry import (
 )
 from protocol.session import Connection, Party, State
 from protocol.signing import log_on_bytes
-from protocol.transport import Hello, LogOn, LogOnAccepted, LogOnRejected, LogOut
-from protocol.wire import Command
+from protocol.transport import Hello, LogOn, LogOnAccepted, LogOnRejected, LogOut, StateRequest
+from protocol.wire import Command, encode
 
 NOW: Final = 1_700_000_000_000_000_000
 KEY: Final = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -83,11 +83,19 @@ class Peer:
         """Whether commands that arrive count as journaled."""
         self.log_ons: list[LogOn] = []
         self.last_journaled = 0
-        self.next_number = 1
         self.highest_client_order_id = 0
         self.rejected: LogOnRejected | None = None
-        self.resumes_at: int | None = None
-        """The report number that the next log-on is answered with, when not the next one."""
+        self.history: list[Any] = []
+        """Every report: the one with number n is at n - 1."""
+        self.ring_start = 1
+        """Number of the oldest report that can be sent again."""
+        self.replay_cut: int | None = None
+        """Bytes of the next replay after which the connection is closed, None: not at all."""
+        self.holds_replay = False
+        """Whether the next replay stops after its first report, until `finish_replay`."""
+        self.state_parts: Callable[[], list[Any]] | None = None
+        """What a request for the state is answered with; None: nothing."""
+        self.state_request_count = 0
         self.lines: list[Line] = []
         self.ended: list[Any] = []
         """How each connection ended on this side: the last message, or None."""
@@ -113,6 +121,15 @@ class Peer:
         assert self._server is not None
         port: int = self._server.sockets[0].getsockname()[1]
         return port
+
+    @property
+    def next_number(self) -> int:
+        """Number of the next report."""
+        return len(self.history) + 1
+
+    def report(self, *reports: Any) -> None:
+        """Decide something while nobody may be connected: it is only sent again."""
+        self.history += reports
 
     @property
     def line(self) -> "Line":
@@ -141,6 +158,7 @@ class Line(asyncio.Protocol):
         self.read_count = 0
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._changes: list[asyncio.Future[None]] = []
+        self._rest = b""
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -188,12 +206,16 @@ class Line(asyncio.Protocol):
         for message in messages:
             number = self.machine.send(message, NOW)
             if number:
-                self.peer.next_number = number + 1
+                self.peer.history.append(message)
         self.flush()
 
     def send_raw(self, data: bytes) -> None:
         assert self._transport is not None
         self._transport.write(data)
+
+    def finish_replay(self) -> None:
+        """Send the reports that were held back."""
+        self.send_raw(self._rest)
 
     def terminate(self, code: TerminateCode, text: str = "") -> None:
         self.machine.terminate(code, text, NOW)
@@ -233,7 +255,11 @@ class Line(asyncio.Protocol):
     def _handle(self, message: Any, frame: Frame) -> None:
         if isinstance(message, LogOn):
             self.peer.log_ons.append(message)
-            self.send(self._log_on(message))
+            self._answer(message)
+        elif isinstance(message, StateRequest):
+            self.peer.state_request_count += 1
+            if self.peer.state_parts is not None:
+                self.send(*self.peer.state_parts())
         elif isinstance(message, LogOut):
             self.terminate(TerminateCode.LOG_OUT)
         elif frame.kind == SEQUENCED:
@@ -245,6 +271,29 @@ class Line(asyncio.Protocol):
         if peer.journaled:
             peer.last_journaled = number
         self.send(*peer.answers.get(type(command), accept_admin)(command, number))
+
+    def _answer(self, log_on: LogOn) -> None:
+        """Accept or refuse a log-on, then send again what it wants."""
+        peer = self.peer
+        answer, wanted = self._log_on(log_on), log_on.next_number
+        if isinstance(answer, LogOnRejected):
+            self.send(answer)
+            return
+        first = wanted if wanted >= peer.ring_start else peer.next_number
+        self.machine.send(answer, NOW, next_number=first)
+        self.flush()
+        frames = [
+            encode_frame(SEQUENCED, number, encode(peer.history[number - 1]), NOW, 0, REPLAYED)
+            for number in range(first, peer.next_number)
+        ]
+        self.machine.numbers_sent(peer.next_number, NOW)
+        if peer.holds_replay:
+            peer.holds_replay = False
+            self._rest, frames = b"".join(frames[1:]), frames[:1]
+        cut, peer.replay_cut = peer.replay_cut, None
+        self.send_raw(b"".join(frames)[:cut])
+        if cut is not None:
+            self.close()
 
     def _log_on(self, log_on: LogOn) -> LogOnAccepted | LogOnRejected:
         peer, hello = self.peer, self.machine.hello
@@ -264,7 +313,7 @@ class Line(asyncio.Protocol):
             time_ns=NOW,
             session_id=7,
             connection=len(peer.lines),
-            next_number=peer.resumes_at or peer.next_number,
+            next_number=peer.next_number,
             last_client_number=peer.last_journaled,
             highest_client_order_id=peer.highest_client_order_id,
             keepalive_ms=log_on.keepalive_ms,

@@ -100,7 +100,7 @@ async def test_a_log_on_says_what_was_asked_for() -> None:
         assert (log_on.cancel_on_disconnect, log_on.cancel_grace_ms) == (3, 250)
         assert log_on.next_number == 0
         await client.close()
-        assert client.state is ClientState.CLOSED
+        assert client.standing is ClientState.CLOSED
         await peer.line.lost
         assert peer.ended == [Terminate(TerminateCode.LOG_OUT, "")]
         await client.close()  # Again: nothing happens.
@@ -114,7 +114,7 @@ async def test_a_key_can_be_a_file_or_its_text() -> None:
         async with Peer() as peer:
             for key in (path, str(path), path.read_bytes()):
                 async with await peer.client(key=key) as client:
-                    assert client.state is ClientState.READY
+                    assert client.standing is ClientState.READY
 
 
 @on_both_loops
@@ -301,7 +301,7 @@ async def test_what_cannot_be_encoded_is_not_sent() -> None:
     async with Peer() as peer, await peer.client() as client:
         with pytest.raises(OverflowError):
             client.new_order(**BUY | {"quantity": 2**70})
-        with pytest.raises(ValueError, match="Event takes 5012 bytes, at most 4072 are allowed"):
+        with pytest.raises(ValueError, match="Event takes 5013 bytes, at most 4072 are allowed"):
             await client.event("E", EventKind.BINARY, "x" * 5_000, "USD")
         assert client.pending_count == 0
         ticket = client.new_order(**BUY)
