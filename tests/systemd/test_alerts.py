@@ -1,0 +1,152 @@
+"""Every alert fires on what it is for, and on nothing beside it: Prometheus' own rule tests."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import pytest
+
+from tests.source_tree import SOURCE
+
+ALERTS: Final = SOURCE / "systemd/alerts.yml"
+
+LABELS: Final = {"job": "brier", "instance": "venue"}
+
+HOUR_S: Final = 3_600
+STEP_S: Final = 15
+"""Between two samples of the series below, and between two evaluations."""
+
+
+class Case(NamedTuple):
+    """Samples by series in the notation of promtool, and whether the alert fires at the end."""
+
+    alert: str
+    series: dict[str, str]
+    fires: bool
+    seconds: int = 10 * 60
+
+
+def buckets(name: str, *counts: tuple[str, int]) -> dict[str, str]:
+    """A histogram that gains these cumulative counts at every step."""
+    return {f'{name}_bucket{{le="{bound}"}}': f"0+{count}x400" for bound, count in counts}
+
+
+FREE: Final = "brier_disk_free_bytes"
+RESERVE: Final = {"brier_disk_reserve_bytes": "200x400"}
+DROPPED: Final = "brier_market_data_dropped_packets_total"
+ERRORS: Final = "brier_market_data_send_errors_total"
+COMMIT: Final = "brier_commit_seconds"
+LAG: Final = "brier_loop_lag_seconds"
+
+CASES: Final = [
+    Case("VenueDown", {"up": "1x4 0x400"}, True),
+    Case("VenueDown", {"up": "1x400"}, False),
+    Case("VenueDown", {"up": "1x38 0x1"}, False),
+    Case("VenueRestarts", {"process_start_time_seconds": "1x10 2x10 3x400"}, True),
+    Case("VenueRestarts", {"process_start_time_seconds": "1x10 2x400"}, False),
+    Case("CommitHangs", {"brier_commit_age_seconds": "0x10 1.5x400"}, True),
+    Case("CommitHangs", {"brier_commit_age_seconds": "0x39 0.9x400"}, False),
+    Case("CommitSlow", buckets(COMMIT, ("0.0512", 98), ("0.1024", 100), ("+Inf", 100)), True),
+    Case("CommitSlow", buckets(COMMIT, ("0.0256", 100), ("0.0512", 100), ("+Inf", 100)), False),
+    Case("BackPressure", {"brier_back_pressure_total": "3x30 4x400"}, True),
+    Case("BackPressure", {"brier_back_pressure_total": "3x400"}, False),
+    Case("LoopLag", buckets(LAG, ("0.032", 98), ("0.064", 98), ("+Inf", 100)), True),
+    Case("LoopLag", buckets(LAG, ("0.016", 99), ("0.032", 100), ("+Inf", 100)), False),
+    Case("DiskLow", {"brier_disk_low": "0x10 1x400"}, True),
+    Case("DiskLow", {"brier_disk_low": "0x400"}, False),
+    # 8,000 bytes, 1 less at each step of 15 s: 960 less in four hours.
+    Case("DiskFills", {FREE: "1000-1x400"} | RESERVE, True, HOUR_S),
+    Case("DiskFills", {FREE: "8000-1x400"} | RESERVE, False, HOUR_S),
+    Case(
+        "EventLogBehind",
+        {"brier_durable_sequence": "5+9x400", "brier_event_log_sequence": "5x400"},
+        True,
+    ),
+    Case(
+        "EventLogBehind",
+        {"brier_durable_sequence": "5+9x400", "brier_event_log_sequence": "5+9x400"},
+        False,
+    ),
+    Case("MarketDataLost", {DROPPED: "0x30 7x400", ERRORS: "0x400"}, True),
+    Case("MarketDataLost", {DROPPED: "0x400", ERRORS: "0x30 1x400"}, True),
+    Case("MarketDataLost", {DROPPED: "7x400", ERRORS: "1x400"}, False),
+    Case("SlowConsumers", {"brier_slow_consumers_total": "0x30 1x400"}, True),
+    Case("SlowConsumers", {"brier_slow_consumers_total": "1x400"}, False),
+]
+
+
+def promtool(*arguments: str) -> None:
+    if shutil.which("promtool") is None:
+        pytest.skip("prometheus is not installed")
+    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def rules() -> dict[str, dict[str, str]]:
+    """Severity and summary of each alert."""
+    content = ALERTS.read_text()
+    names = re.findall(r"- alert: (\w+)", content)
+    severities = re.findall(r"labels: \{severity: (\w+)\}", content)
+    summaries = re.findall(r"annotations: \{summary: (.+)\}", content)
+    return {
+        name: {"severity": severity, "summary": summary}
+        for name, severity, summary in zip(names, severities, summaries, strict=True)
+    }
+
+
+def named(series: str) -> str:
+    """The series with the labels that a scrape gives it."""
+    name, _, own = series.partition("{")
+    labels = [f'{key}="{value}"' for key, value in LABELS.items()]
+    return f"{name}{{{','.join([*labels, *filter(None, [own.rstrip('}')])])}}}"
+
+
+def rule_test(case: Case) -> dict[str, Any]:
+    rule = rules()[case.alert]
+    expected = {
+        "exp_labels": LABELS | {"severity": rule["severity"]},
+        "exp_annotations": {"summary": rule["summary"]},
+    }
+    return {
+        "interval": f"{STEP_S}s",
+        "input_series": [
+            {"series": named(series), "values": values} for series, values in case.series.items()
+        ],
+        "alert_rule_test": [
+            {
+                "eval_time": f"{case.seconds}s",
+                "alertname": case.alert,
+                "exp_alerts": [expected] if case.fires else [],
+            }
+        ],
+    }
+
+
+def test_configuration_and_rules_are_valid() -> None:
+    promtool("check", "config", str(SOURCE / "systemd/prometheus.yml"))
+    promtool("check", "rules", str(ALERTS))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.alert}-{case.fires}")
+def test_each_alert_fires_when_it_should(case: Case, tmp_path: Path) -> None:
+    path = tmp_path / "test.yml"
+    content = {
+        "rule_files": [str(ALERTS)],
+        "evaluation_interval": f"{STEP_S}s",
+        "tests": [rule_test(case)],
+    }
+    path.write_text(json.dumps(content))  # JSON is YAML.
+    promtool("test", "rules", str(path))
+
+
+def test_every_alert_is_tried_both_ways() -> None:
+    assert {(case.alert, case.fires) for case in CASES} == {
+        (name, fires) for name in rules() for fires in (True, False)
+    }
+
+
+def test_every_severity_is_known() -> None:
+    assert {rule["severity"] for rule in rules().values()} == {"page", "ticket"}
