@@ -82,6 +82,7 @@ CODEC_FACING = {
     "engine.py": "the facade: takes payloads, gives records",
     "hot.pxd": "declares the entry for decoded commands",
     "hot.pyx": "cimports the codec for the parts below",
+    "market_data.pxi": "encodes market data",
     "orders.pxi": "applies NewOrder, CancelOrder and ReplaceOrder",
     "reference.py": "applies rare messages",
     "reports.pxi": "encodes reports",

@@ -17,14 +17,24 @@ import pytest
 
 import exchange.core.hot
 import exchange.node.ingress
+import exchange.node.packets
 import journal
+import journal.streams
 import protocol.codec
 import tools
+import tools.generator
 from tests.source_tree import CYTHON_SUFFIXES, PACKAGES, SOURCE, files, without_text
 
 INSTALLED = Path(sysconfig.get_path("platlib"))
 EXPECTED = os.environ.get("BRIER_BUILD")
-COMPILED = (exchange.core.hot, exchange.node.ingress, protocol.codec)
+COMPILED = (
+    exchange.core.hot,
+    exchange.node.ingress,
+    exchange.node.packets,
+    journal.streams,
+    protocol.codec,
+    tools.generator,
+)
 PROJECT = tomllib.loads((SOURCE / "pyproject.toml").read_text())
 EXTENSIONS = PROJECT["tool"]["setuptools"]["ext-modules"]
 

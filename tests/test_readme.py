@@ -16,6 +16,7 @@ import pytest
 import exchange
 from exchange import cli
 from tests.source_tree import PACKAGES, SOURCE, files
+from tools.venue_settings import change_settings, own_settings
 
 EXCHANGE = [sys.executable, "-P", "-m", "exchange.cli"]
 
@@ -81,19 +82,53 @@ def test_two_commands_do_everything() -> None:
     ]
 
 
-def test_venue_and_example_work_as_written(tmp_path: Path) -> None:
+def wait_for_member(group: str, process: subprocess.Popen[str]) -> None:
+    """Return when somebody on this machine has joined a multicast group."""
+    shown = bytes(reversed(socket.inet_aton(group))).hex().upper()
+    while shown not in Path("/proc/net/igmp").read_text():
+        assert process.poll() is None, "the consumer has ended"
+        os.sched_yield()
+
+
+def example(title: str) -> str:
+    """The Python example of a section."""
+    return section(title).split("```python\n")[1].split("```")[0]
+
+
+def test_venue_and_examples_work_as_written(tmp_path: Path) -> None:
     port = free_port()
     init, serve, *admin = [shlex.split(line) for line in indented_lines(section("Run a venue"))]
     assert init[1] == "init"
     assert serve[1:3] == ["serve", "--config"]
     run([*EXCHANGE, *init[1:], "--port", str(port)], tmp_path)
-    example = section("Connect as a market maker").split("```python\n")[1].split("```")[0]
-    assert "9001" in example, "the port of `exchange init`"
-    with serving([*EXCHANGE, *serve[1:]], tmp_path):
+    maker = example("Connect as a market maker")
+    assert "9001" in maker, "the port of `exchange init`"
+    consumer = example("Keep the books as a market-data consumer")
+    config = tmp_path / serve[3]
+    settings = own_settings()
+    for was, name in (("239.255.66.1", "market_data.group"), ("9100", "market_data.port")):
+        assert was in consumer, "the group and port of `exchange init`"
+        assert was in config.read_text()
+        consumer = consumer.replace(was, str(settings[name]))
+    change_settings(config, settings)
+    with (
+        subprocess.Popen(
+            [sys.executable, "-P", "-c", consumer],
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as watching,
+        serving([*EXCHANGE, *serve[1:]], tmp_path),
+    ):
+        wait_for_member(str(settings["market_data.group"]), watching)
         for command in admin:
             run([*EXCHANGE, *command[1:]], tmp_path)
-        script = example.replace("9001", str(port))
+        script = maker.replace("9001", str(port))
         assert run([sys.executable, "-P", "-c", script], tmp_path) == "quoting: orders 1 and 2\n"
+        seen, _ = watching.communicate(timeout=60)
+    best_bid = "Level(price=4900, quantity=1000, order_count=1)"
+    assert seen == f"best bid {best_bid} best ask None\n"
     run([*EXCHANGE, "journal", "verify", "venue"], tmp_path)
 
 
@@ -102,7 +137,7 @@ def test_commands_that_documents_name_exist(capsys: pytest.CaptureFixture[str]) 
         cli.main(["--help"])
     assert stopped.value.code == 0
     listed = re.findall(r"^ {4}([a-z]+) ", capsys.readouterr().out, re.MULTILINE)
-    assert {"init", "serve", "admin", "journal", "demo", "replay"} <= set(listed)
+    assert {"init", "serve", "admin", "journal", "demo", "replay", "bench"} <= set(listed)
     for page in (SOURCE / "README.md", *files(SOURCE, (".md",), (*PACKAGES, "tests"))):
         for name in re.findall(r"(?:`|^ {4})exchange ([a-z]+)", page.read_text(), re.MULTILINE):
             assert name in listed, f"{page.name}: exchange {name}"

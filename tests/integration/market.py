@@ -35,6 +35,7 @@ from protocol.order_entry import (
 from protocol.records import COMMAND_HEAD, Genesis
 from tests.integration.peer import Peer
 from tools.venue_process import VenueProcess
+from tools.venue_settings import UNTHROTTLED, change_settings, own_settings
 
 __all__ = [
     "CENT",
@@ -67,6 +68,7 @@ def make_venue(folder: Path, **limits: int) -> VenueProcess:
     before = f"segment_size = {setup.SEGMENT_SIZE}"
     assert before in content, "the configuration that init writes has changed"
     made.config.write_text(content.replace(before, f"segment_size = {SEGMENT_SIZE}"))
+    change_settings(made.config, {**own_settings(), **UNTHROTTLED})
     return VenueProcess(folder)
 
 

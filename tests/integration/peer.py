@@ -67,6 +67,7 @@ class Peer:
         self.socket.connect(address)
         self.machine = Connection(Party.CLIENT, time.time_ns())
         self.accepted_bytes = b""
+        self.first_number = 0  # of the first report of this connection, as the log-on's answer says
         self.reports: dict[int, bytes] = {}
         self.notices: list[Any] = []
         self.is_open = True
@@ -125,6 +126,7 @@ class Peer:
                 self.reports[frame.number] = frame.payload
             elif isinstance(message, LogOnAccepted):
                 self.accepted_bytes = frame.payload
+                self.first_number = frame.number
             elif frame.kind != SESSION:
                 self.notices.append(message)
             yield message

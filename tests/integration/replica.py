@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from exchange.core.engine import Engine
-from journal import FolderStorage, read_only
+from journal import EventLog, FolderStorage, read_only, run_inline
+from journal.memory import MemoryStorage
 from protocol import records
-from protocol.records import COMMAND_HEAD, EVENT_HEAD, FROM_CLIENT, REPORT
+from protocol.records import COMMAND_HEAD, EVENT_HEAD, FROM_CLIENT, REPORT, SESSION
 
 __all__ = ["Replica", "VenueCommand"]
 
@@ -38,7 +39,7 @@ class VenueCommand(NamedTuple):
 class Replica:
     """`commands` and `reports` are {session: {number: payload}}, `log_ons` is
     {(session, connection): payload} of the answers, `sequences` is {(session, number): sequence} of
-    the reports."""
+    the reports; `event_files` is what events/ of the venue has to be."""
 
     def __init__(self, folder: Path) -> None:
         self.engine = Engine()
@@ -48,6 +49,9 @@ class Replica:
         self.log_ons: dict[tuple[int, int], bytes] = {}
         self.venue_commands: list[VenueCommand] = []
         self.last_record_sequence = 0  # first sequence of the last record
+        self.event_files = MemoryStorage()
+        self.event_log = EventLog.open(self.event_files, execute=run_inline)
+        self.event_log.start(0)
         self._commands_folder = folder / "data" / "commands"
         self._head = b""
 
@@ -79,6 +83,7 @@ class Replica:
             offset += size
         events, events_crc = self.engine.replay(first_sequence, count, payload)
         assert events_crc == record.events_crc, f"events of the record at {first_sequence} differ"
+        self.event_log.append(first_sequence, count, record.rules_version, events, events_crc)
         self.last_record_sequence = first_sequence
         self._collect(events)
 
@@ -94,6 +99,6 @@ class Replica:
                 assert number == len(numbers) + 1, f"session {session}: report {number} out of turn"
                 numbers[number] = content
                 self.sequences[session, number] = sequence
-            else:
+            elif kind == SESSION:
                 self.log_ons[session, connection] = content
             offset += size

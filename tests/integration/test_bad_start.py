@@ -82,6 +82,11 @@ def image(folder: Path) -> dict[str, str]:
 
 # Configuration.
 
+ORDER_ENTRY_HOST: Final = '[order_entry]\nhost = "127.0.0.1"'
+ORDER_ENTRY_PORT: Final = "nothing here is encrypted.\nport = 0"
+METRICS_PORT: Final = "nothing is encrypted.\nport = 0"
+"""Texts that are in the configuration once."""
+
 BAD_CONFIGS: Final = {
     "misspelt": ("segment_size =", "segmnet_size =", ["did you mean segment_size"]),
     "misspelt-table": (
@@ -89,14 +94,26 @@ BAD_CONFIGS: Final = {
         "[order_enrty]",
         ["order_enrty", "did you mean order_entry"],
     ),
-    "port": ("port = 0", "port = 70000", ["order_entry.port", "65535"]),
-    "port-text": ("port = 0", 'port = "x"', ["order_entry.port"]),
+    "port": (ORDER_ENTRY_PORT, "\nport = 70000", ["order_entry.port", "65535"]),
+    "port-text": (ORDER_ENTRY_PORT, '\nport = "x"', ["order_entry.port"]),
+    "metrics-port": (METRICS_PORT, "\nport = -1", ["metrics.port", "0"]),
+    "group": ('group = "239.', 'group = "10.', ["market_data", "not a multicast address"]),
+    "interface": (
+        'interface = "127.0.0.1"',
+        'interface = "192.0.2.7"',
+        ["market_data.interface", "192.0.2.7 is not an address of this machine"],
+    ),
+    "throttle": ("orders_burst = ", "orders_burst = 0#", ["throttle.orders_burst"]),
     "not-toml": ("[venue]", "[venue", [CONFIG_NAME, "line 4"]),
     "name": ('name = "test"', 'name = "best"', ["venue.name", "best", "test"]),
     "data": ('data = "data"', 'data = "date"', ["date", "is missing"]),
     "limit": ("orders_max = 2000000", "orders_max = 2000001", ["orders_max", "2000000"]),
     "limit-missing": ("orders_max = 2000000", "", ["orders_max"]),
-    "host": ('host = "127.0.0.1"', 'host = "no.such.host.invalid"', ["no.such.host.invalid"]),
+    "host": (
+        ORDER_ENTRY_HOST,
+        '[order_entry]\nhost = "no.such.host.invalid"',
+        ["no.such.host.invalid"],
+    ),
 }
 
 
@@ -116,10 +133,12 @@ def test_missing_configuration(tmp_path: Path) -> None:
         assert "exchange.toml: No such file" in line
 
 
-def test_port_in_use(folder: Path) -> None:
+@pytest.mark.parametrize("place", [ORDER_ENTRY_PORT, METRICS_PORT], ids=["order-entry", "metrics"])
+def test_port_in_use(folder: Path, place: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        code, line = fail_to_start(change_config(folder, "port = 0", f"port = {port}"))
+        config = change_config(folder, place, place.replace("port = 0", f"port = {port}"))
+        code, line = fail_to_start(config)
     assert code == EX_CONFIGURATION
     assert f"127.0.0.1:{port}" in line
     assert "in use" in line
@@ -149,10 +168,12 @@ def test_folder_without_a_journal_is_not_a_new_venue(folder: Path) -> None:
     commands = folder / "data" / "commands"
     for path in commands.iterdir():
         path.unlink()
+    before = image(folder / "data")
+    assert all(name.startswith("events/") for name in before)
     code, line = fail_to_start(folder / CONFIG_NAME)
     assert code in (EX_CONFIGURATION, EX_JOURNAL_DAMAGED)
     assert "exchange init" in line
-    assert image(folder / "data") == {}
+    assert image(folder / "data") == before
     commands.joinpath("lock").unlink(missing_ok=True)
     commands.rmdir()
     assert fail_to_start(folder / CONFIG_NAME)[0] == EX_CONFIGURATION
@@ -258,17 +279,19 @@ def many_descriptors() -> Iterator[None]:
 def test_surplus_connections_are_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch, many_descriptors: None
 ) -> None:
-    """Also where the system would first give fewer than the venue wants; it asks for more."""
+    """The oldest that has not logged on gives its place. Also where the system would first give
+    fewer than the venue wants; it asks for more."""
     limit_descriptors(monkeypatch, 256, "-S")
     with VenueProcess(folder) as venue, ExitStack() as stack:
         venue.start()
-        for _ in range(CONNECTIONS_MAX):
-            stranger = stack.enter_context(Peer(venue.address))
+        strangers = [stack.enter_context(Peer(venue.address)) for _ in range(CONNECTIONS_MAX)]
+        for stranger in strangers:
             assert isinstance(stranger.receive(), Hello)
             assert stranger.machine.ended is None
-        stranger = stack.enter_context(Peer(venue.address))
-        stranger.read_to_end()
-        refusal = stranger.machine.ended
+        newcomer = stack.enter_context(Peer(venue.address))
+        assert isinstance(newcomer.receive(), Hello)
+        strangers[0].read_to_end()
+        refusal = strangers[0].machine.ended
         assert isinstance(refusal, LogOnRejected)
         assert (refusal.code, refusal.limit) == (RejectCode.CONNECTION_LIMIT, CONNECTIONS_MAX)
         stack.close()

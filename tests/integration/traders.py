@@ -3,6 +3,7 @@
 import random
 import selectors
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from protocol import wire
@@ -39,12 +40,20 @@ class Trader:
         self.acknowledged_count = 0  # in this round
         self.lost_count = 0  # commands that a kill kept out of the journal
         self.unheard_count = 0  # commands that it left in the journal without an answer
+        self.received: dict[int, bytes] = {}  # reports by number, over all connections
+        self.resumed_count = 0  # reports that a connection before had not delivered
         self.peer: Peer | None = None
 
     def log_on(self, address: tuple[str, int], replica: Replica) -> None:
-        """Log on, check the answer against the journal, and send again what is not in it."""
+        """Log on with the next report wanted, check the answer against the journal, and send again
+        what is not in it."""
         peer = self.peer = Peer(address)
-        accepted = peer.log_on(self.firm.key, "desk", cancel_on_disconnect=self.mode)
+        wanted = len(self.received) + 1
+        accepted = peer.log_on(
+            self.firm.key, "desk", cancel_on_disconnect=self.mode, next_number=wanted
+        )
+        assert peer.first_number == wanted, "the stream goes on where it was cut"
+        self.resumed_count += accepted.next_number - wanted
         self.session_id = accepted.session_id
         journaled = replica.commands.get(self.session_id, {})
         last = accepted.last_client_number
@@ -74,11 +83,19 @@ class Trader:
     def read(self) -> None:
         """One read from the socket."""
         assert self.peer is not None
-        for message in self.peer.read():
+        messages = self.peer.read()
+        self._keep_reports()
+        for message in messages:
             number = getattr(message, "number", 0)
             if number in self.unanswered:
                 self.unanswered.remove(number)
                 self.acknowledged_count += 1
+
+    def _keep_reports(self) -> None:
+        """Every report follows the one before, over all connections."""
+        assert self.peer is not None
+        for number in range(len(self.received) + 1, self.peer.machine.last_received + 1):
+            self.received[number] = self.peer.reports[number]
 
     def leave(self, replica: Replica) -> None:
         """Read what had left the venue; all of it must follow from the journal."""
@@ -140,7 +157,11 @@ def make_traders(firms: list[Firm], modes: list[CancelOnDisconnect], seed: str) 
     return [Trader(firm, mode, f"{seed}/{firm.participant_id}") for firm, mode in pairs]
 
 
-def trade(traders: list[Trader], acknowledged_goal: int | None = None) -> None:
+def trade(
+    traders: list[Trader],
+    acknowledged_goal: int | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> None:
     """Keep orders in flight until so many have been acknowledged, with more under way then, or
     until the venue has closed every connection, which it must do soon."""
     bound = sum(trader.acknowledged_count for trader in traders) + ACKNOWLEDGED_MAX
@@ -155,6 +176,7 @@ def trade(traders: list[Trader], acknowledged_goal: int | None = None) -> None:
                 return
             assert acknowledged_count < bound, "the venue goes on and on"
             ready = selector.select(WAIT_S)
+            meanwhile()
             assert ready, "the venue does not answer any more"
             for key, _ in ready:
                 key.data.read()
