@@ -2,6 +2,7 @@
 commands over the socket.
 """
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ __all__ = [
     "make_firm",
     "make_market",
     "make_venue",
+    "memory_size",
 ]
 
 CENT: Final = 100
@@ -182,3 +184,9 @@ class Market:
         self._order_id += 1
         order = NewOrder(self._order_id, 1, self._account_id, Side.BUY, CENT, CONTRACT)
         assert isinstance(self.watcher.request(order), OrderAccepted)
+
+
+def memory_size(venue: VenueProcess) -> int:
+    """Resident memory of the venue in bytes."""
+    pages = Path(f"/proc/{venue.process_id}/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")

@@ -7,7 +7,6 @@ import os
 import socket
 import struct
 import time
-from pathlib import Path
 from typing import Final
 
 import pytest
@@ -26,7 +25,7 @@ from protocol.framing import (
 )
 from protocol.order_entry import CancelOrder, OrderAccepted, OrderCanceled
 from protocol.transport import NotApplied, Terminate
-from tests.integration.market import CENT, CONTRACT, Market, depth
+from tests.integration.market import CENT, CONTRACT, Market, depth, memory_size
 from tests.integration.peer import WAIT_S, Peer
 from tools.venue_process import VenueProcess
 
@@ -123,12 +122,6 @@ def test_frames_may_come_byte_by_byte(market: Market, trader: Peer) -> None:
 
 
 # Connections.
-
-
-def memory_size(venue: VenueProcess) -> int:
-    """Resident memory of the venue in bytes."""
-    pages = Path(f"/proc/{venue.process_id}/statm").read_text().split()[1]
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def descriptor_count(venue: VenueProcess) -> int:
