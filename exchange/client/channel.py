@@ -63,6 +63,7 @@ class Channel:
         "_held",
         "_is_cut",
         "_is_open",
+        "_last_time_ns",
         "_market",
         "_pending",
         "_told",
@@ -105,6 +106,8 @@ class Channel:
         self._is_cut = False
         """Whether the beginning of a command may have been lost."""
         self._behind_ns = 0
+        self._last_time_ns = 0
+        """Of the last command that was applied; 0: none since the last gap."""
         self._market.clear()
 
     @property
@@ -129,8 +132,27 @@ class Channel:
         if header.end > self.next_number or not header.message_count:
             held = self._held.get(header.number)
             return held is None or len(held.content.messages) < header.message_count
-        self.duplicate_count += 1
         return False
+
+    def pass_over(self, header: Header, time_ns: int) -> bool:
+        """Drop a packet that is not wanted; `time_ns` is that of its last command.
+
+        False: it is later than all that we know, under numbers that we know. Then the venue goes on
+        from an older state, a journal that was set back perhaps, and `set_back` is called for.
+        """
+        if header.end > self.next_number or not header.message_count:
+            return True  # It waits already.
+        if time_ns > self._last_time_ns > 0:
+            return False
+        self.duplicate_count += 1
+        return True
+
+    def set_back(self, header: Header) -> None:
+        """The venue gives numbers again: nothing is known, and we go on where it is."""
+        self._held.clear()
+        self._lose(header.number, 0, "numbers were given before")
+        self._finish()
+        self.next_number = header.end
 
     def take(self, header: Header, content: Messages, now_ns: int) -> None:
         """Take a packet that is wanted."""
@@ -142,6 +164,9 @@ class Channel:
                 self._give_up()
             return
         if header.message_count:
+            if self._is_other(number, content):
+                self.set_back(header)
+                self.next_number = number
             self._apply(number, content)
             if self._held:
                 self._go_on()
@@ -154,6 +179,12 @@ class Channel:
             self._give_up()
 
     # Inside.
+
+    def _is_other(self, number: int, content: Messages) -> bool:
+        """Whether the last message of a packet that is known already is not the one we know."""
+        skip = self.next_number - number
+        known = content.messages[skip - 1] if skip else None
+        return known is not None and known.time_ns > self._last_time_ns > 0
 
     def _apply(self, number: int, content: Messages) -> None:
         """Take the messages of a packet that begins at `next_number` or before it."""
@@ -176,6 +207,10 @@ class Channel:
                 self._doubt(str(error))
             if tell is not None:
                 tell(message)
+        for message in reversed(messages):
+            if message is not None:
+                self._last_time_ns = message.time_ns
+                break
 
     def _put_together(self, flag: int, message: MarketDataMessage | None) -> None:
         """Keep a message of a command until its last one; an unknown one only takes its place."""
@@ -243,6 +278,7 @@ class Channel:
         """Give up the books. The next message may come from the middle of a command."""
         self._market.lose()
         self._behind_ns = 0
+        self._last_time_ns = 0
         self._is_open = False
         self._is_cut = True
         self._told.gap(Gap(self._epoch, self.channel, first_number, count, reason))

@@ -25,7 +25,7 @@ from protocol.packets import (
     decode_packet,
 )
 
-__all__ = ["Header", "Messages", "read_header", "read_messages"]
+__all__ = ["Header", "Messages", "read_header", "read_last_time", "read_messages"]
 
 _decode: Final = Decoder(MarketDataMessage).decode
 _HEADER_SIZE: Final = PACKET_HEADER.size
@@ -89,6 +89,17 @@ def read_messages(data: bytes, count: int) -> Messages:
     return Messages(
         [block.flags for block in blocks], [decode_message(block.payload) for block in blocks]
     )
+
+
+def read_last_time(data: bytes, count: int) -> int:
+    """The time of the last message of a packet, which is not judged as a whole; 0: none."""
+    start = _HEADER_SIZE
+    try:
+        for _ in range(count - 1):
+            start += 3 + data[start] + (data[start + 1] << 8)
+        return _decode(data[start + 3 :]).time_ns if count else 0
+    except _BAD_INPUT:
+        return 0
 
 
 def _judge(data: bytes) -> Header:

@@ -11,7 +11,7 @@ from typing import Final
 
 from exchange.client.books import public_digest
 from exchange.client.channel import Channel, Gap, Told
-from exchange.client.datagrams import read_header, read_messages
+from exchange.client.datagrams import read_header, read_last_time, read_messages
 from exchange.client.errors import StaleBookError
 from exchange.client.limits import EPOCH_RETURN_NS, GAPS_MAX
 from exchange.client.market import ChannelMarket, Market
@@ -84,6 +84,10 @@ class MarketDataReceiver:
                 return
             if header.epoch == self.epoch and not target.wants(header):
                 target.hear(now_ns)
+                time_ns = read_last_time(data, header.message_count)
+                if not target.pass_over(header, time_ns):
+                    read_messages(data, header.message_count)  # Only if it is a whole packet.
+                    target.set_back(header)
                 return
             content = read_messages(data, header.message_count)
         except PacketError as error:

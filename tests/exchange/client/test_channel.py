@@ -1,5 +1,6 @@
 """One channel: order, loss, duplicates, commands, nonsense; never silently wrong."""
 
+import msgspec
 import pytest
 
 from exchange.client import channel as channel_module
@@ -26,6 +27,8 @@ from protocol.packets import (
     LAST,
     Block,
     Packet,
+    decode_message,
+    decode_packet,
     encode_packet,
 )
 from protocol.wire import encode
@@ -258,6 +261,55 @@ def test_a_heartbeat_shows_that_the_last_packet_was_lost(feed: Feed, listener: L
     listener.check_stale(feed, (first, feed.next_number - first, NOT_COMING))
     listener.hear(last)
     assert listener.receiver.channels[1].duplicate_count == 1
+
+
+def test_numbers_that_were_given_before_are_a_gap(feed: Feed, listener: Listener) -> None:
+    """The journal was set back: other commands, later ones, under numbers that are known."""
+    listener.hear(*feed.pack())
+    listener.check(feed)
+    again = Feed(seed=7)
+    again.list_event(1)
+    again.list_instrument(1)
+    again.random_commands(3)
+    later = [
+        encode_packet(packet._replace(blocks=[in_an_hour(block) for block in packet.blocks]))
+        for packet in map(decode_packet, again.pack(cut=1))
+    ]
+    assert again.next_number < feed.next_number
+    listener.hear(later[0][:-1])
+    listener.check(feed)
+    listener.hear(later[0])
+    assert [(gap.first_number, gap.reason) for gap in listener.gaps] == [
+        (1, "numbers were given before")
+    ]
+    assert all(book.is_stale for book in listener.receiver.market.books.values())
+    assert listener.next_number == 2
+    listener.hear(*later[1:])
+    assert listener.next_number == again.next_number, "it goes on where the venue is"
+    assert not listener.is_complete()
+
+
+def test_numbers_that_were_given_before_are_a_gap_in_part_of_a_packet_too(
+    feed: Feed, listener: Listener
+) -> None:
+    """The packet begins with known numbers and ends with new ones: what is known is compared."""
+    listener.hear(*feed.pack())
+    listener.check(feed)
+    last = feed.next_number - 1
+    again = [encode_packet(decode_packet(p)) for p in feed.pack(first=last, cut=1)]
+    blocks = [in_an_hour(block) for block in decode_packet(again[0]).blocks] * 2
+    listener.hear(encode_packet(Packet(DATA, 1, EPOCH, last, NOW, blocks)))
+    assert listener.gaps[0].first_number == last
+    assert listener.gaps[0].reason == "numbers were given before"
+    assert not listener.is_complete()
+    assert listener.next_number == last + 2
+
+
+def in_an_hour(block: Block) -> Block:
+    message = decode_message(block.payload)
+    assert message is not None
+    moved = msgspec.structs.replace(message, time_ns=message.time_ns + 3_600 * 10**9)
+    return block._replace(payload=encode(moved))
 
 
 def test_a_heartbeat_may_overtake_the_last_packet(feed: Feed, listener: Listener) -> None:
