@@ -184,7 +184,7 @@ class Connection(asyncio.Protocol):
             self._flush()
 
     def _connect(self, message: LogOn) -> bool:
-        """Sequence the log-on; False when it has to wait for the next batch."""
+        """Sequence the log-on, now or when it can be; False when the batch is full."""
         if self._is_closed:
             return True
         if self._sequencer.is_draining:
@@ -193,8 +193,8 @@ class Connection(asyncio.Protocol):
         engine = self._server.engine
         place = log_ons.find_place(engine, message)
         if self._server.is_taken(place):
-            # A log-on that the engine has refused waits for its answer under the same numbers.
-            return False
+            self._connect_later(message)
+            return True
         payload = wire.encode(log_ons.connect_message(engine, message, wire.MINOR))
         if payload in self._server.barred:
             refusal = log_ons.reject(RejectCode.PAYLOAD_BARRED, "", BARRED_TEXT)
@@ -205,6 +205,18 @@ class Connection(asyncio.Protocol):
         self.session, self.connection = place
         self._is_connected = self._server.enter(self, place)
         return True
+
+    def _connect_later(self, message: LogOn) -> None:
+        """A log-on that the engine has refused waits for its answer under the numbers that this one
+        would get. It waits for that aside: those who wait for room are not to wait for it."""
+
+        def again() -> None:
+            self._sequencer.attempt(partial(self._connect, message))
+
+        if self._server.engine.sequence > self._sequencer.durable_sequence:
+            self._sequencer.after_durable(again)
+        else:
+            self._server.loop.call_soon(again)  # The answer is out, its connection is about to go.
 
     def _establish(self, frames: bytes) -> bytes:
         """The answer to the log-on is durable: act on it, return the frames behind it."""

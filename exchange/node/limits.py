@@ -128,7 +128,8 @@ PACE_PACKETS: Final = 8
 everybody, hold 90 of the largest, each with what the kernel adds."""
 
 PACE_S: Final = 0.002
-"""Pause between them: 5.6 MB a second, and all of it is out in less than a second."""
+"""Pause between them: 5.6 MB a second. What is published again is out in less than a second; what
+fell due over a stop follows at the same pace."""
 
 POSITION_READERS_MAX: Final = 16
 """Readers of the local position stream: each costs a write for each batch."""

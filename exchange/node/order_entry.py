@@ -61,6 +61,7 @@ class OrderEntry:
         self._steady_base_ns = parts.clock.time_ns() - parts.clock.monotonic_ns()
         self._places: dict[Place, Connection] = {}
         self._silent: dict[Connection, None] = {}  # connections that have sent no log-on yet
+        self._ended: dict[Connection, None] = {}  # whose sockets are not closed yet
         self._image_times: dict[int, int] = {}  # when the latest was asked for, by session
         self._empty: asyncio.Event = asyncio.Event()
         for payload in parts.barred.payloads.values():
@@ -84,33 +85,36 @@ class OrderEntry:
     def admit(self, connection: Connection) -> LogOnRejected | None:
         """Count a connection in; the refusal when the venue takes no more.
 
-        When it is full, the oldest connection that has not tried to log on gives its place.
+        When it is full, the oldest connection that has not tried to log on gives its place. Those
+        that have ended and wait for their clients to close do not count, but their sockets do.
         """
-        count_before = len(self.connections)
-        has_words = count_before < self._connections_max + REFUSALS_MAX
+        has_words = len(self.connections) < self._connections_max + REFUSALS_MAX
+        is_full = len(self.connections) - len(self._ended) >= self._connections_max
         self.connections[connection] = None
-        if count_before >= self._connections_max:
-            if self._silent:
-                self._evict(next(iter(self._silent)), has_words)
-            elif not has_words:
-                connection.abort()
-                return None
-            else:
+        if is_full and not self._silent:
+            if has_words:
                 text = f"the venue has {self._connections_max} connections already"
                 return self._too_many(text)
+            connection.abort()
+            return None
+        if is_full:
+            self._evict(next(iter(self._silent)))
+        if not has_words and self._ended:
+            self._cut(next(iter(self._ended)))
         if self.sequencer.is_draining:
             return log_ons.reject(RejectCode.SHUTTING_DOWN, "", "the venue is stopping")
         self._silent[connection] = None
         return None
 
-    def _evict(self, connection: Connection, has_words: bool) -> None:
+    def _evict(self, connection: Connection) -> None:
         self.evicted_count += 1
-        if has_words:
-            text = "dropped for a newcomer: the venue is full, and this one had not logged on"
-            connection.drop(self._too_many(text))
-        else:
-            connection.abort()
-        self._silent.pop(connection, None)
+        text = "dropped for a newcomer: the venue is full, and this one had not logged on"
+        connection.drop(self._too_many(text))
+
+    def _cut(self, connection: Connection) -> None:
+        """An ended connection waits for its client no longer: the socket is needed."""
+        del self._ended[connection]
+        connection.abort()
 
     def _too_many(self, text: str) -> LogOnRejected:
         return log_ons.reject(RejectCode.CONNECTION_LIMIT, "", text, self._connections_max)
@@ -177,6 +181,8 @@ class OrderEntry:
         Its place is kept until all events for it are out: numbers that the engine refused are
         given again, and the next who gets them must not get the refusal.
         """
+        self._silent.pop(connection, None)
+        self._ended[connection] = None
         place = Place(connection.session, connection.connection)
         if self._places.get(place) is connection:
             self.sequencer.after_durable(partial(self._vacate, place, connection))
@@ -196,6 +202,7 @@ class OrderEntry:
         """The socket is gone."""
         self.connections.pop(connection, None)
         self._silent.pop(connection, None)
+        self._ended.pop(connection, None)
         if not self.connections:
             self._empty.set()
 

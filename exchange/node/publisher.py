@@ -158,10 +158,12 @@ class Publisher:
         self._send_paced(done)
 
     def close(self) -> None:
-        """Send no more; what still waits is lost."""
+        """Send what the network takes at once, and no more; what still waits then is lost."""
         for timer in (self._heartbeat, self._pace):
             if timer is not None:
                 timer.cancel()
+        while self._queue and self._send_first():
+            pass
         self._queue.clear()
         self._sender.close()
 
@@ -173,7 +175,8 @@ class Publisher:
             if not self._send(channel, packet):
                 self._queue.append((channel, packet))
                 self._sender.when_writable(self._drain)
-        elif len(self._queue) < PUBLISH_QUEUE_MAX:
+        elif len(self._queue) < PUBLISH_QUEUE_MAX or self._is_held:
+            # What falls due over a stop waits here at the start: no more than all open orders.
             self._queue.append((channel, packet))
         else:
             self.dropped_count += 1

@@ -243,10 +243,15 @@ class Sequencer:
     def _go_on(self) -> None:
         """The batch has room again: for whoever waits, else for what is pending."""
         ingress = self._parts.ingress
-        ingress.is_held = False  # Whose turn it is may send everything.
-        while self._waiting and self._waiting[0].action():
+        while self._waiting:
+            # Whose turn it is may send everything; and what it does may have others wait.
+            ingress.is_held = False
+            if not self._waiting[0].action():
+                break
             self._waiting.popleft()
         ingress.is_held = bool(self._waiting)
+        is_alive = not self._waiting or self.engine.batch_count or self.failure is not None
+        assert is_alive, "somebody waits for a commit that nobody will make"
         # Whoever waits has pending work sequenced first; so has the start of the venue, before
         # which no deadline may fire.
         if self.engine.has_pending and not self._waiting and not self.is_draining:

@@ -88,6 +88,7 @@ class Venue:
             loop=loop,
         )
         self._commands = surroundings.commands
+        self._events = surroundings.events
         self._disk_timer: asyncio.TimerHandle | None = None
         self._ingress = parts.ingress
         self._last_events = recovered.last_events
@@ -152,7 +153,7 @@ class Venue:
     def _watch_disk(self) -> None:
         """Refuse new orders while the disk is nearly full, so that cancels still have room."""
         self._disk_timer = self._loop.call_later(DISK_CHECK_S, self._watch_disk)
-        self.disk_free_size = self._commands.free_size()
+        self.disk_free_size = min(self._commands.free_size(), self._events.free_size())
         is_low = self.disk_free_size < self.disk_reserve_size
         if is_low is not self._ingress.is_disk_low:
             self._ingress.is_disk_low = is_low

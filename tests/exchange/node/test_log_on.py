@@ -167,6 +167,29 @@ def test_a_newcomer_gets_the_place_of_the_oldest_that_does_not_log_on() -> None:
     assert world.venue.order_entry.log_on_reject_counts == {RejectCode.CONNECTION_LIMIT: 1}
 
 
+@pytest.mark.parametrize("end", ["late", "garbage", "terminate"])
+def test_what_has_ended_and_waits_to_be_closed_gives_no_second_answer(
+    monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """A full house of connections that have ended, whose clients do not close."""
+    world = make_world(connections_max=4)
+    monkeypatch.setattr(MemoryTransport, "is_stubborn", True)
+    peers = [world.connect(2) for _ in range(4)]
+    for peer in peers:
+        if end == "garbage":
+            peer.transport.deliver(b"\xff" * 24)
+        elif end == "terminate":
+            peer.send(Terminate(TerminateCode.LOG_OUT, ""))
+    world.loop.sleep(5.1 if end == "late" else 0)
+    for _ in range(3 * REFUSALS_MAX):
+        newcomer = world.connect(3)
+        assert isinstance(newcomer.log_on(), LogOnAccepted)
+        newcomer.transport.abort()
+        world.loop.run()
+        assert len(world.venue.order_entry.connections) <= 4 + REFUSALS_MAX
+    assert world.venue.order_entry.evicted_count == 0
+
+
 def test_a_log_on_under_way_keeps_its_place() -> None:
     world = make_world(connections_max=2)
     world.hold()

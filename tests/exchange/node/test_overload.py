@@ -478,3 +478,51 @@ def test_what_is_counted_is_durable() -> None:
     assert ingress.throttled_count(-1) == ingress.throttled_count(3) == 0
     assert world.venue.order_entry.attached_count == 3
     assert world.venue.order_entry.log_on_count == 4
+
+
+def test_refused_log_ons_hold_nobody() -> None:
+    """New sessions that are refused all want the same numbers: one after the other gets them."""
+    world = make_world()
+    trader = logged_on(world, 3, "b")
+    world.hold()
+    storm = [world.connect(2, f"n{index}") for index in range(40)]
+    for peer in storm:
+        peer.send_log_on(next_number=5)
+    trader.send(sell(1))
+    world.loop.run()
+    assert world.venue.sequencer.waiting_count == 0
+    world.committer.sync()
+    world.loop.run()
+    assert kinds(trader.read()) == [OrderAccepted]
+    world.finish()
+    assert [kinds(peer.read()) for peer in storm] == [[LogOnRejected]] * 40
+    assert world.venue.sequencer.failure is None
+
+
+def test_a_waiter_that_makes_another_one_wait_leaves_nobody_behind() -> None:
+    """What is done for the first who waits may queue something itself; the batch is empty then."""
+    world = make_world()
+    first, second = logged_on(world, 2, "a"), logged_on(world, 3, "b")
+    world.hold()
+    sequencer = world.venue.sequencer
+    world.loop.run()
+    done = []
+
+    def note() -> bool:
+        done.append(1)
+        return True
+
+    def queue_another() -> bool:
+        sequencer.attempt(note)
+        return True
+
+    first.send(buy(1))
+    world.loop.run()
+    turns = iter([False, True])
+    sequencer.attempt(lambda: next(turns) and queue_another())
+    second.send(sell(1))
+    world.loop.run()
+    assert sequencer.waiting_count == 2
+    world.finish()
+    assert (done, sequencer.waiting_count) == ([1], 0)
+    assert kinds(second.read())[0] is OrderAccepted
