@@ -280,6 +280,7 @@ class _CheckedSegment:
         self._file: File | None = None
         self._index: Index | None = None
         self._row = 0
+        self._is_proven = False
         if is_there:
             self._file = storage.open(segment_name(first_sequence))
             if self._file.read(0, len(header)) == header:
@@ -290,8 +291,8 @@ class _CheckedSegment:
 
     @property
     def is_proven(self) -> bool:
-        """Whether the index is right and stays."""
-        return self._index is not None and not self.is_aside
+        """Whether the index is right and stays; known when the segment is finished."""
+        return self._is_proven
 
     @property
     def aside_name(self) -> str:
@@ -309,8 +310,9 @@ class _CheckedSegment:
         """No record follows: nothing else may, either."""
         if not self.is_aside and (self._file is None or self._file.size() != self.end):
             self._copy_aside()
-        if self._index is not None and self._row != len(self._index.rows):
-            self._index = None
+        if self._index is not None and not self.is_aside:
+            self._is_proven = self._row == len(self._index.rows)
+        self._index = None  # It is large, and there may be many segments.
         for file in (self._aside, self._file):
             if file is not None:
                 file.close()
