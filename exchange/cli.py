@@ -17,7 +17,7 @@ from exchange.client import ClientError, KeyFileError
 from exchange.core.engine import BUILD
 from exchange.node.service import serve
 from exchange.node.setup import initialise
-from tools import admin, demo, journal_tools, load, replay
+from tools import admin, bench, demo, journal_tools, replay
 
 __all__ = ["EXIT_CODES", "main"]
 
@@ -161,7 +161,7 @@ def _build_parser() -> argparse.ArgumentParser:
     run.add_argument("--config", required=True, type=Path, metavar="FILE", help="exchange.toml")
     run.set_defaults(run=run_serve)
 
-    for tool in (admin, journal_tools, demo, replay, load):
+    for tool in (admin, journal_tools, demo, replay, bench):
         tool.add_commands(commands)
     return parser
 

@@ -1,8 +1,9 @@
 """`exchange demo`: a market to watch, and the proof that nothing of it is lost.
 
 A venue of its own, started as a child process; makers and takers, each with a session over TCP; a
-live view fed by their reports. At the end the venue is stopped, its journal is replayed into a
-fresh engine, and it is started once more: the digests must agree.
+consumer in a process of its own that knows only what the venue multicasts, and feeds the live view.
+At the end the venue is stopped, its journal is replayed into a fresh engine, and it is started once
+more: the digests must agree, and the consumer's books must be the venue's.
 """
 
 import argparse
@@ -20,12 +21,15 @@ import uvloop
 from rich.console import Console
 
 from exchange.client import Client, connect
+from protocol.codes import Liquidity
+from protocol.order_entry import OrderFilled
+from protocol.wire import VenueReport
+from tools.demo_consumer import ConsumerProcess, Look, Seen
 from tools.errors import ReplayDiffersError, ToolError
 from tools.journal_tools import Replayed, replay_journal
 from tools.latencies import Latencies
 from tools.listing import LISTING, price_digits
 from tools.members import CURRENCY, Member, admit, connect_admin
-from tools.tape import Tape
 from tools.terminal import LiveView, Picture, PlainView, Row, View
 from tools.traders import Maker, Market, Session, Taker
 from tools.venue_process import VenueProcess, new_venue
@@ -47,8 +51,14 @@ CASH: Final = 10**15
 SETTLE_WAIT_S: Final = 15.0
 """For the last answers and expiries; they take less than a second."""
 WANDER_S: Final = 0.02
+HEARTBEAT_WAIT_S: Final = 0.6
+"""After the last order: more than the interval of heartbeats, so that the consumer has heard one,
+and with it whether it missed the last packet."""
 PICTURE_S: Final = 0.25
 SEED: Final = 20_260
+
+RECEIVE_BUFFER_SIZE: Final = 8 * 1024 * 1024
+"""Bytes that the consumer asks the kernel for."""
 
 
 @dataclass
@@ -62,16 +72,22 @@ class Trader:
 class Floor:
     """Everybody who trades, and the picture of it all."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, consumer: ConsumerProcess) -> None:
         self.seconds = seconds
+        self.consumer = consumer
         self.markets: list[Market] = []
-        self.tape = Tape(len(LISTING))
+        self.trade_counts: Counter[int] = Counter()
+        """By instrument, as the reports of the incoming orders tell it."""
+        self.sequence = 0
+        """The highest that any report named."""
         self.traders: list[Trader] = []
         self.latencies = Latencies()
         self.elapsed_s = 0.0
         self._started_s = 0.0
         self._drawn_s = 0.0
         self._drawn_orders = 0
+        self._drawn_look = consumer.look()
+        self._message_rate = 0.0
         self._random = Random(SEED)
 
     async def prepare(self, admin: Client) -> None:
@@ -94,7 +110,13 @@ class Floor:
             member = await admit(admin, name, 1, CASH)
             kind, window = (Maker, MAKER_WINDOW) if is_maker else (Taker, TAKER_WINDOW)
             strategy = kind(member.account_ids[0], self.markets, SEED + index)
-            self.traders.append(Trader(member, Session(strategy, window, self.tape.on_report)))
+            self.traders.append(Trader(member, Session(strategy, window, self.on_report)))
+
+    def on_report(self, report: VenueReport) -> None:
+        """Take in one report of any session."""
+        self.sequence = max(self.sequence, report.sequence)
+        if isinstance(report, OrderFilled) and report.liquidity == Liquidity.REMOVED:
+            self.trade_counts[report.instrument_id] += 1
 
     async def trade(self, venue: VenueProcess, view: View) -> None:
         """Connect everybody, trade for the given time, and let every request be answered."""
@@ -125,6 +147,7 @@ class Floor:
             self.elapsed_s = time.perf_counter() - self._started_s
             view.show(self.picture())
             await self._settle()
+            await asyncio.sleep(HEARTBEAT_WAIT_S)
 
     async def _run(self, view: View) -> None:
         while (now_s := time.perf_counter()) - self._started_s < self.seconds:
@@ -163,48 +186,59 @@ class Floor:
             recent.merge(trader.session.latencies)
             trader.session.latencies = Latencies()
         self.latencies.merge(recent)
-        orders = self.orders
-        rate = (orders - self._drawn_orders) / max(now_s - self._drawn_s, 1e-9)
-        self._drawn_s, self._drawn_orders = now_s, orders
-        return Picture(
+        orders, look = self.orders, self._look()
+        interval_s = max(now_s - self._drawn_s, 1e-9)
+        picture = Picture(
             elapsed_s=now_s - self._started_s,
             seconds=self.seconds,
             orders=orders,
-            orders_per_second=rate,
+            orders_per_second=(orders - self._drawn_orders) / interval_s,
             ack_p50_us=recent.percentile_us(50),
             ack_p99_us=recent.percentile_us(99),
-            trades=self.tape.trade_count,
-            sequence=self.tape.sequence,
-            rows=[self._row(market) for market in self.markets],
+            trades=self.trade_counts.total(),
+            sequence=self.sequence,
+            messages=look.messages,
+            messages_per_second=self._message_rate,
+            gaps=look.gaps,
+            rows=self._rows(look),
         )
+        self._drawn_s, self._drawn_orders = now_s, orders
+        return picture
 
-    def _row(self, market: Market) -> Row:
-        book = self.tape.books[market.instrument_id]
-        return Row(
-            market.listed.symbol,
-            market.listed.title,
-            price_digits(market.listed),
-            *book.best_bid(),
-            *book.best_ask(),
-            book.last_price,
-            book.volume,
-            book.trade_count,
-        )
+    def _look(self) -> Look:
+        """What the consumer saw last; its rate is that between its last two looks."""
+        before, look = self._drawn_look, self.consumer.look()
+        if look.time_s > before.time_s:
+            self._message_rate = (look.messages - before.messages) / (look.time_s - before.time_s)
+            self._drawn_look = look
+        return look
+
+    def _rows(self, look: Look) -> list[Row]:
+        """What the consumer sees, in the order of the listing."""
+        seen = {one.instrument_id: one for one in look.seen}
+        return [
+            Row(
+                market.listed.symbol,
+                market.listed.title,
+                price_digits(market.listed),
+                seen.get(market.instrument_id) or Seen(market.instrument_id, is_stale=True),
+            )
+            for market in self.markets
+        ]
 
     def figures(self) -> dict[str, Any]:
         """What the run came to."""
         counts: Counter[str] = Counter()
         for trader in self.traders:
             counts.update(trader.session.counts)
-        books = [self.tape.books[market.instrument_id] for market in self.markets]
         return {
             "orders": self.orders,
             "accepted": counts["OrderAccepted"],
             "replaced": counts["OrderReplaced"],
             "rejected": counts["OrderRejected"] + counts["CancelRejected"],
-            "trades": self.tape.trade_count,
-            "instruments": len(books),
-            "instruments_traded": sum(book.trade_count > 0 for book in books),
+            "trades": self.trade_counts.total(),
+            "instruments": len(self.markets),
+            "instruments_traded": len(self.trade_counts),
             "seconds": round(self.elapsed_s, 3),
             "orders_per_second": round(self.orders / self.elapsed_s),
             "ack_p50_us": self.latencies.percentile_us(50),
@@ -212,9 +246,11 @@ class Floor:
         }
 
 
-async def run_market(venue: VenueProcess, seconds: float, view: View) -> dict[str, Any]:
+async def run_market(
+    venue: VenueProcess, consumer: ConsumerProcess, seconds: float, view: View
+) -> dict[str, Any]:
     """Prepare, trade, and return the figures."""
-    floor = Floor(seconds)
+    floor = Floor(seconds, consumer)
     async with await connect_admin(venue) as admin:
         await floor.prepare(admin)
     with view:
@@ -236,12 +272,27 @@ def recover(venue: VenueProcess) -> dict[str, Any]:
         "journal_records": replayed.record_count,
         "book_digest": replayed.book_digest,
         "book_digest_restarted": again["book_digest"],
+        "public_digest": stopped["public_digest"],
     }
     _compare(stopped, replayed)
     _compare(again, replayed_again)
     if again["book_digest"] != stopped["book_digest"]:
         raise ReplayDiffersError("after the restart books, positions and cash are not as before")
+    if again["public_digest"] != stopped["public_digest"]:
+        raise ReplayDiffersError("after the restart the public books are not as before")
     return figures
+
+
+def compare_books(look: Look, public_digest: str) -> dict[str, Any]:
+    """The consumer's last look, and whether its books are the venue's."""
+    return {
+        "books_match": look.digest == public_digest,
+        "gaps": look.gaps,
+        "market_data_messages": look.messages,
+        "market_data_packets": look.packets,
+        "market_data_dropped": look.dropped,
+        "receive_buffer_size": look.receive_buffer_size,
+    }
 
 
 def _compare(stopped: dict[str, str], replayed: Replayed) -> None:
@@ -263,12 +314,16 @@ def run_demo(arguments: argparse.Namespace) -> int:
         venue.start()
         if not arguments.json:
             print(venue.greeting(), flush=True)
-        figures = uvloop.run(run_market(venue, arguments.seconds, view))
-        figures |= recover(venue)
+        with ConsumerProcess(*venue.market_data) as consumer:
+            figures = uvloop.run(run_market(venue, consumer, arguments.seconds, view))
+            figures |= recover(venue)
+            figures |= compare_books(consumer.finish(), figures["public_digest"])
     if arguments.json:
         print(json.dumps(figures))
     else:
         _print_summary(figures, arguments.dir)
+    if not figures["books_match"] and not figures["gaps"]:
+        raise ReplayDiffersError("the consumer missed nothing, and has other books than the venue")
     if figures["instruments_traded"] < figures["instruments"]:
         raise ToolError("not every instrument has traded; give it more --seconds")
     return 0
@@ -291,8 +346,26 @@ def _print_summary(figures: dict[str, Any], directory: Path | None) -> None:
         f"  digest after  {figures['digest_after']}\n"
         "  equal; started again, it has the same books, positions and cash"
     )
+    _print_market_data(figures)
     if directory is not None:
         print(f"Kept in {directory}; look with: exchange journal dump {directory}")
+
+
+def _print_market_data(figures: dict[str, Any]) -> None:
+    """What the consumer says; and if it missed something, what helps."""
+    print(
+        f"A consumer of the multicast took {figures['market_data_messages']:,} messages in "
+        f"{figures['market_data_packets']:,} packets"
+    )
+    if figures["books_match"]:
+        print(f"  gaps {figures['gaps']}; its books are the venue's, order by order")
+        return
+    print(
+        f"  gaps {figures['gaps']}: it missed messages, and shows no book that may be wrong\n"
+        f"  the kernel gave it {figures['receive_buffer_size']:,} bytes to receive into and "
+        f"dropped {figures['market_data_dropped']:,} packets\n"
+        f"  allow more: sysctl -w net.core.rmem_max={RECEIVE_BUFFER_SIZE}"
+    )
 
 
 def _seconds(text: str) -> float:

@@ -28,6 +28,7 @@ from tools.latencies import Latencies
 from tools.lobster import Mapper, Message, parse
 from tools.members import CURRENCY, Member, admit, connect_admin
 from tools.venue_process import VenueProcess, new_venue
+from tools.venue_settings import UNTHROTTLED
 
 __all__ = ["add_commands", "default_file"]
 
@@ -177,7 +178,8 @@ def run_lobster(arguments: argparse.Namespace) -> int:
     file: Path = arguments.file or default_file()
     if not file.is_file():
         raise UsageError(f"{file}: no such file; give one, or set BRIER_DATA to the data's folder")
-    with new_venue(arguments.dir, "replay") as venue:
+    # One session sends what came from all participants of NASDAQ.
+    with new_venue(arguments.dir, "replay", settings=UNTHROTTLED) as venue:
         venue.start()
         figures = uvloop.run(replay_file(venue, file, arguments.limit))
         stopped = venue.stop()

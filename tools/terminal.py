@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from tools.demo_consumer import Seen
 from tools.units import format_price, format_quantity
 
 __all__ = ["LiveView", "Picture", "PlainView", "Row", "View"]
@@ -20,23 +21,23 @@ __all__ = ["LiveView", "Picture", "PlainView", "Row", "View"]
 TITLE_WIDTH_MIN: Final = 118
 """Columns from which the titles fit beside the figures."""
 
+BAR_WIDTH: Final = 18
+
 PLAIN_INTERVAL_S: Final = 2.0
+
+NONE: Final = "-"
+UNKNOWN: Final = "?"
+"""In a book whose messages were missed: nothing is shown that may be wrong."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """An instrument; prices and quantities in the venue's units, 0 for none."""
+    """An instrument, and what the consumer sees of it."""
 
     symbol: str
     title: str
     price_digits: int
-    bid_price: int
-    bid_quantity: int
-    ask_price: int
-    ask_quantity: int
-    last_price: int
-    volume: int
-    trade_count: int
+    seen: Seen
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,10 @@ class Picture:
     ack_p99_us: float
     trades: int
     sequence: int
+    messages: int
+    messages_per_second: float
+    gaps: int
+    """Of the market data: what the consumer took, and how often it missed something."""
     rows: list[Row]
 
 
@@ -83,8 +88,9 @@ class PlainView:
         print(
             f"{picture.elapsed_s:5.1f} s  {picture.orders:>9,} orders  "
             f"{picture.orders_per_second:>7,.0f}/s  "
-            f"ack p50 {picture.ack_p50_us:,.0f} us p99 {picture.ack_p99_us:,.0f} us  "
-            f"{picture.trades:,} trades  journal at {picture.sequence:,}",
+            f"p50 {picture.ack_p50_us:,.0f} us p99 {picture.ack_p99_us:,.0f} us  "
+            f"{picture.trades:,} trades  "
+            f"market data {picture.messages_per_second:,.0f}/s, gaps {picture.gaps}",
             flush=True,
         )
 
@@ -124,47 +130,50 @@ class LiveView:
             ("Bid", 8),
             ("Ask", 8),
             ("Ask qty", 7),
-            ("Last", 10),
+            ("Last", 8),
             ("Volume", 10),
-            ("Trades", 8),
+            ("Trades", 10),
         ):
             table.add_column(heading, justify="right", no_wrap=True, width=width)
         for row in picture.rows:
             titles = [row.title] if has_titles else []
+            seen = row.seen
             table.add_row(
                 row.symbol,
                 *titles,
-                _quantity(row.bid_quantity),
-                Text(_price(row, row.bid_price), style="green"),
-                Text(_price(row, row.ask_price), style="red"),
-                _quantity(row.ask_quantity),
+                _quantity(seen, seen.bid_quantity),
+                Text(_price(row, seen.bid_price), style="green"),
+                Text(_price(row, seen.ask_price), style="red"),
+                _quantity(seen, seen.ask_quantity),
                 self._last_price(row),
-                f"{row.volume // 100:,}",
-                f"{row.trade_count:,}",
+                f"{seen.volume // 100:,}",
+                f"{seen.trade_count:,}",
             )
         return Group(self._headline(picture), Text(), table, Text(), *_footer(picture))
 
     def _headline(self, picture: Picture) -> Text:
-        filled = round(20 * min(picture.elapsed_s / picture.seconds, 1.0))
+        filled = round(BAR_WIDTH * min(picture.elapsed_s / picture.seconds, 1.0))
         return Text.assemble(
             ("Brier", "bold"),
             "  an exchange for event contracts, live  ",
             ("━" * filled, "green"),
-            ("━" * (20 - filled), "bright_black"),
+            ("━" * (BAR_WIDTH - filled), "bright_black"),
             f" {picture.elapsed_s:.0f} of {picture.seconds:.0f} s",
         )
 
     def _last_price(self, row: Row) -> Text:
         """The price with an arrow for its last move."""
-        before = self._last.get(row.symbol, row.last_price)
-        if row.last_price != before or row.symbol not in self._arrows:
+        price = row.seen.last_price
+        before = self._last.get(row.symbol, price)
+        if price != before or row.symbol not in self._arrows:
             up, down = ("▲", "green"), ("▼", "red")
-            mark, style = up if row.last_price > before else down
-            if row.last_price == before:
+            mark, style = up if price > before else down
+            if price == before:
                 mark, style = " ", ""
             self._arrows[row.symbol] = Text(mark, style=style)
-        self._last[row.symbol] = row.last_price
-        return Text.assemble(_price(row, row.last_price), " ", self._arrows[row.symbol])
+        self._last[row.symbol] = price
+        shown = format_price(price, row.price_digits) if price else NONE
+        return Text.assemble(shown, " ", self._arrows[row.symbol])
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -180,25 +189,34 @@ class LiveView:
 
 
 def _footer(picture: Picture) -> list[Text]:
-    rate = f"{picture.orders_per_second:,.0f}"
-    p50, p99 = f"{picture.ack_p50_us / 1000:.2f}", f"{picture.ack_p99_us / 1000:.2f}"
     dim, bold = "bright_black", "bold"
+    rate = f"{picture.orders_per_second:>9,.0f}"
+    p50, p99 = f"{picture.ack_p50_us / 1000:.2f}", f"{picture.ack_p99_us / 1000:.2f}"
+    message_rate = f"{picture.messages_per_second:>9,.0f}"
+    gaps = (f"{picture.gaps} gaps", "bold red" if picture.gaps else "green")
     return [
         Text.assemble(
-            *(("now    ", dim), (f"{rate:>9}", bold), " orders a second     "),
-            *(("durable in  ", dim), "p50 ", (p50, bold), " ms   p99 ", (p99, bold), " ms"),
+            *(("orders ", dim), (rate, bold), f" a second  {picture.orders:>11,} so far   "),
+            *(("journal at ", dim), f"{picture.sequence:,}"),
         ),
         Text.assemble(
-            *(("so far ", dim), f"{picture.orders:>9,} orders              "),
-            *(("trades  ", dim), f"{picture.trades:,}   "),
-            *(("journal at ", dim), f"{picture.sequence:,}"),
+            *(("trades ", dim), f"{picture.trades:>9,}           "),
+            *(("durable in  ", dim), "p50 ", (p50, bold), " ms  p99 ", (p99, bold), " ms"),
+        ),
+        Text.assemble(
+            *(("market ", dim), (message_rate, bold), " a second  "),
+            *(f"{picture.messages:>11,} so far   ", ("multicast, ", dim), gaps),
         ),
     ]
 
 
 def _price(row: Row, price: int) -> str:
-    return format_price(price, row.price_digits) if price else "-"
+    if row.seen.is_stale:
+        return UNKNOWN
+    return format_price(price, row.price_digits) if price else NONE
 
 
-def _quantity(quantity: int) -> str:
-    return format_quantity(quantity) if quantity else "-"
+def _quantity(seen: Seen, quantity: int) -> str:
+    if seen.is_stale:
+        return UNKNOWN
+    return format_quantity(quantity) if quantity else NONE

@@ -1,10 +1,10 @@
 """A venue of its own for a demo, a replay or a measurement: `exchange init`, `exchange serve`.
 
 The child is the real thing, started the way an operator starts it, on a port that the system
-chooses. What it says on its two lines (`exchange ready ...` and `exchange stopped ...`) is read as
-key=value pairs. The child gets a process group of its own, so that Ctrl-C reaches only the tool,
-which then ends it; SIGTERM counts as Ctrl-C. If the tool itself is killed, the kernel stops the
-child.
+chooses and with a multicast group of its own. What it says on its two lines (`exchange ready ...`
+and `exchange stopped ...`) is read as key=value pairs. The child gets a process group of its own,
+so that Ctrl-C reaches only the tool, which then ends it; SIGTERM counts as Ctrl-C. If the tool
+itself is killed, the kernel stops the child.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +21,9 @@ from types import TracebackType
 from typing import IO, Final, Self
 
 from tools.errors import ToolError, VenueFailedError
+from tools.venue_settings import change_settings, own_settings
 
-__all__ = ["EXCHANGE", "VenueProcess", "new_venue", "parse_line"]
+__all__ = ["EXCHANGE", "VenueProcess", "child_environment", "new_venue", "parse_line"]
 
 EXCHANGE: Final = (sys.executable, "-P", "-m", "exchange.cli")
 """The command; -P keeps the current folder from shadowing the installed packages."""
@@ -42,21 +43,29 @@ STORY_LINES_MAX: Final = 5
 
 
 @contextmanager
-def new_venue(directory: Path | None, name: str) -> Iterator["VenueProcess"]:
+def new_venue(
+    directory: Path | None,
+    name: str,
+    *,
+    parent: Path | None = None,
+    settings: Mapping[str, int | str] | None = None,
+) -> Iterator["VenueProcess"]:
     """A venue made by `exchange init`, not started yet: in `directory`, which is kept, or in a
-    temporary folder, which is not. What still runs at the end is killed. Raises ToolError.
+    temporary folder (in `parent`, if given), which is not. `settings` are changes to its
+    configuration. What still runs at the end is killed. Raises ToolError.
     """
     # An event loop handles SIGINT between its callbacks, by canceling its main task.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    with tempfile.TemporaryDirectory(prefix=f"exchange-{name}-") as temporary:
+    with tempfile.TemporaryDirectory(prefix=f"exchange-{name}-", dir=parent) as temporary:
         folder = directory or Path(temporary) / name
         command = [*EXCHANGE, "init", str(folder), "--name", name, "--port", "0"]
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, env=_environment()
+            command, capture_output=True, text=True, check=False, env=child_environment()
         )
         if done.returncode:
             story = _story(done.stderr).removeprefix("exchange: ")
             raise VenueFailedError(story, done.returncode)
+        change_settings(folder / "exchange.toml", {**own_settings(), **(settings or {})})
         with VenueProcess(folder) as venue:
             yield venue
 
@@ -100,7 +109,7 @@ class VenueProcess:
             stderr=log,
             text=True,
             process_group=0,
-            env=_environment(),
+            env=child_environment(),
             preexec_fn=_end_with_parent,  # noqa: PLW1509 - the tool has one thread when it forks
         )
 
@@ -116,8 +125,12 @@ class VenueProcess:
     @property
     def address(self) -> tuple[str, int]:
         """Host and port of order entry."""
-        host, _, port = self.ready["order_entry"].rpartition(":")
-        return host.strip("[]"), int(port)
+        return _address(self.ready["order_entry"])
+
+    @property
+    def market_data(self) -> tuple[str, int]:
+        """Multicast group of channel 1, and port."""
+        return _address(self.ready["market_data"])
 
     @property
     def process_id(self) -> int:
@@ -126,9 +139,12 @@ class VenueProcess:
         return self.process.pid
 
     def greeting(self) -> str:
-        """A line for the person who started the tool."""
+        """Two lines for the person who started the tool."""
         address, build = self.ready["order_entry"], self.ready["build"]
-        return f"A venue listens on {address} ({build} build, process {self.process_id})."
+        return (
+            f"A venue listens on {address} ({build} build, process {self.process_id}).\n"
+            f"Its metrics are on http://{self.ready['metrics']}/metrics."
+        )
 
     def stop(self) -> dict[str, str]:
         """SIGTERM; the pairs of its last line. Raises ToolError when it did not end well."""
@@ -168,12 +184,18 @@ class VenueProcess:
         self.kill()
 
 
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
 def _end_with_parent() -> None:
     """In the child: be told to stop when the parent dies, however it dies."""
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
+    """For a child of ours: it imports the same packages."""
     return {**os.environ, "PYTHONPATH": _ENVIRONMENT_PATH}
 
 

@@ -32,7 +32,7 @@ def test_help_names_every_command_and_exit_code(capsys: pytest.CaptureFixture[st
     code, output, _ = run(capsys, "--help")
     assert code == 0
     listed = re.findall(r"^ {4}([a-z]+) ", output, re.MULTILINE)
-    assert listed == ["init", "serve", "admin", "journal", "demo", "replay", "load"]
+    assert listed == ["init", "serve", "admin", "journal", "demo", "replay", "bench"]
     codes = re.findall(r"^ {2}(\d+) ", output, re.MULTILINE)
     assert codes == ["0", "1", "64", "65", "66", "69", "74", "130"]
     assert max(map(len, output.splitlines())) <= 100
@@ -40,7 +40,7 @@ def test_help_names_every_command_and_exit_code(capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize(
     "command",
-    ["init", "serve", "admin", "journal", "journal dump", "demo", "replay lobster", "load"],
+    ["init", "serve", "admin", "journal", "journal dump", "demo", "replay lobster", "bench"],
 )
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, output, error = run(capsys, *command.split(), "--help")
@@ -86,7 +86,7 @@ ADMIN = ["admin", "--connect", "127.0.0.1:1", "--key", "k.pem"]
         (["demo", "--seconds", "0"], "is not above 0"),
         (["replay", "lobster", "missing.csv"], "missing.csv: no such file"),
         (["replay", "lobster", "--limit", "0"], "'0' is not a whole number above zero"),
-        (["load", "--in-flight", "x"], "'x' is not a whole number from 1 to 4096"),
+        (["bench", "--in-flight", "x"], "'x' is not a whole number from 1 to 4096"),
     ],
 )
 def test_bad_input_is_one_line_and_64(
