@@ -128,9 +128,11 @@ class EventReader:
         return [first for first in sorted(found) if first <= until.segment]
 
     def _index(self, first: int) -> Index | None:
-        if f"{first:020}{INDEX_SUFFIX}" not in self._storage.names():
+        try:
+            file = self._storage.open(index_name(first))
+        except FileNotFoundError:
             return None
-        with closing(self._storage.open(index_name(first))) as file:
+        with closing(file):
             return decode_index(file.read(0, file.size()))
 
     def _offset_of(self, first: int, sequence: int) -> int:

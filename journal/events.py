@@ -346,7 +346,7 @@ class _CheckedSegment:
     def _copy_aside(self) -> None:
         """Go on in a copy of what is right so far."""
         self.is_aside = True
-        if self.aside_name in self._storage.names():
+        with suppress(FileNotFoundError):
             self._storage.remove(self.aside_name)
         self._aside = self._storage.create(self.aside_name)
         if self._file is None:
@@ -415,10 +415,11 @@ class _Sealer:
 
 def _read_index(storage: Storage, first_sequence: int, size: int) -> Index | None:
     """The index of a segment of this size; None when it is missing or is that of other bytes."""
-    name = index_name(first_sequence)
-    if name not in storage.names():
+    try:
+        file = storage.open(index_name(first_sequence))
+    except FileNotFoundError:
         return None
-    with closing(storage.open(name)) as file:
+    with closing(file):
         index = decode_index(file.read(0, file.size()))
     is_its = index is not None and (index.first_sequence, index.size) == (first_sequence, size)
     return index if is_its else None

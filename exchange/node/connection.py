@@ -279,6 +279,9 @@ class Connection(asyncio.Protocol):
                 is_done = self._take_frame()
             if status in (DRAINED, REFUSED) or not is_done:
                 break
+            if self._out.is_blocked:
+                status = REFUSED  # The answers go unread: it goes on when they are.
+                break
         else:
             status = REFUSED  # As good as that: others have their turn before it goes on.
         if self.is_attached and status == REFUSED:

@@ -29,6 +29,7 @@ from protocol.order_entry import (
     ReplaceOrder,
 )
 from protocol.transport import (
+    Heartbeat,
     LogOnAccepted,
     LogOnRejected,
     LogOut,
@@ -41,6 +42,7 @@ from tests.exchange.node.streams import check_numbers, take_frames
 from tests.exchange.node.world import Peer, World
 
 PRESSURE_S = PRESSURE_NS / 10**9
+HEARTBEAT = encode_frame(SESSION, 0, wire.encode(Heartbeat()))
 
 
 def send_all(peer: Peer, messages: list[Any]) -> None:
@@ -204,9 +206,10 @@ def test_fills_for_connections_that_never_read_are_bounded_too() -> None:
     assert world.venue.order_entry.slow_consumer_count == 4
 
 
-@pytest.mark.parametrize("kind", ["throttled", "invalid", "images"])
+@pytest.mark.parametrize("kind", ["throttled", "invalid", "images", "mixed"])
 def test_refusals_that_nobody_reads_stop_the_reading(kind: str) -> None:
-    world = throttled((1, 1), (1, 1), (1, 1)) if kind == "throttled" else make_world()
+    is_throttled = kind in ("throttled", "mixed")
+    world = throttled((1, 1), (1, 1), (1, 1)) if is_throttled else make_world()
     peer = logged_on(world)
     peer.transport.is_stalled = True
     count = 40_000
@@ -214,6 +217,10 @@ def test_refusals_that_nobody_reads_stop_the_reading(kind: str) -> None:
         "throttled": [encode_frame(SEQUENCED, n, b"\x91\x0a") for n in range(1, count + 1)],
         "invalid": [encode_frame(SEQUENCED, n, b"\x91\x0a") for n in range(1, count + 1)],
         "images": [encode_frame(SESSION, 1, wire.encode(StateRequest()))] * count,
+        "mixed": [
+            encode_frame(SEQUENCED, n, b"") + (HEARTBEAT if n % 500 == 0 else b"")
+            for n in range(1, count + 1)
+        ],
     }
     peer.transport.deliver(b"".join(data[kind]))
     world.loop.run()
