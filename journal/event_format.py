@@ -15,8 +15,8 @@ from zlib import crc32
 
 FORMAT_VERSION: Final = 1
 EVENT_SEGMENT_SIZE: Final = 16 * 1024 * 1024
-"""Bytes of a segment. A full one is synced in one go, on the journal's disk: with 64 MiB the slowest
-thousandth of all orders waited 22 ms for that, with 16 MiB 8 ms, as without any sync."""
+"""Bytes of a segment. A full one is synced in one go, on the journal's disk: with 64 MiB the
+slowest thousandth of all orders waited 22 ms for that, with 16 MiB 8 ms, as without any sync."""
 EVENT_SEGMENT_SIZE_MIN: Final = 256
 EVENT_SEGMENT_SIZE_MAX: Final = 1024 * 1024 * 1024
 BODY_SIZE_MAX: Final = 16 * 1024 * 1024
