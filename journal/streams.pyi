@@ -1,7 +1,9 @@
 """Types of the compiled walk over a segment of events/; see streams.pyx."""
 
+from typing import Self
+
 class SegmentScanner:
-    def __init__(self, spacing: int) -> None: ...
+    def __new__(cls, spacing: int) -> Self: ...
     @property
     def last_sequence(self) -> int: ...
     @property

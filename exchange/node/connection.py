@@ -21,6 +21,7 @@ from exchange.node.limits import (
     COLD_FRAMES_PER_TURN_MAX,
     DISK_RETRY_NS,
     IMAGE_INTERVAL_NS,
+    IMAGES_SIZE_MAX,
     LINGER_S,
     RECHECK_S,
     UNREAD_SIZE_MAX,
@@ -379,18 +380,33 @@ class Connection(asyncio.Protocol):
             self._server.note_image(self.session)
             self._out.when_live(partial(self._sequencer.at_boundary, self._take_image))
             return
+        self._refuse_image(code, wait_ns, text)
+
+    def _refuse_image(self, code: RejectCode, wait_ns: int, text: str) -> None:
         self._refuse(SessionReject(0, STATE_REQUEST_TAG, code, 0, wait_ns, text))
 
     def _take_image(self) -> None:
         """No batch is open: copy what the session has, and send it when that is durable."""
-        if self.is_attached:
-            image = take_image(self._server.engine, self.session)
-            self._sequencer.after_durable(partial(self._send_image, image))
+        if not self.is_attached:
+            return
+        if self._server.images_size >= IMAGES_SIZE_MAX:
+            self._has_asked = False
+            code = RejectCode.THROTTLED
+            self._refuse(
+                SessionReject(0, STATE_REQUEST_TAG, code, 0, IMAGE_INTERVAL_NS, IMAGES_TEXT)
+            )
+            self._flush()
+            return
+        image = take_image(self._server.engine, self.session)
+        self._server.images_size += image.size
+        self._sequencer.after_durable(partial(self._send_image, image))
 
     def _send_image(self, image: Image) -> None:
         self._has_asked = False
         if self.is_attached:
             self._out.send_image(image)
+        else:
+            self._server.images_size -= image.size
 
     def _log_out(self) -> bool:
         """Sequence the log-out, and say goodbye when all before it is out."""

@@ -21,7 +21,6 @@ from exchange.node.ingress import Ingress
 from exchange.node.limits import (
     CONNECTIONS_MAX,
     IMAGE_INTERVAL_NS,
-    IMAGES_SIZE_MAX,
     REFUSALS_MAX,
 )
 from exchange.node.log_on import Place
@@ -54,14 +53,15 @@ class OrderEntry:
         self.replay_count = 0
         self.replayed_count = 0  # reports
         self.image_count = 0
-        self.images_size = 0  # of those that are being sent
+        self.images_size = 0  # of those that were taken and are not out yet
         self.ended: asyncio.Future[Failure] = parts.loop.create_future()
         self._connections_max = connections_max
         self._clock: Clock = parts.clock
         self._steady_base_ns = parts.clock.time_ns() - parts.clock.monotonic_ns()
         self._places: dict[Place, Connection] = {}
         self._silent: dict[Connection, None] = {}  # connections that have sent no log-on yet
-        self._ended: dict[Connection, None] = {}  # whose sockets are not closed yet
+        self._ended: dict[Connection, None] = {}  # whose sockets are not closed yet,
+        self._lingering: dict[Connection, None] = {}  # and of these those that were not cut
         self._image_times: dict[int, int] = {}  # when the latest was asked for, by session
         self._empty: asyncio.Event = asyncio.Event()
         for payload in parts.barred.payloads.values():
@@ -99,8 +99,8 @@ class OrderEntry:
             return None
         if is_full:
             self._evict(next(iter(self._silent)))
-        if not has_words and self._ended:
-            self._cut(next(iter(self._ended)))
+        if not has_words and self._lingering:
+            self._cut(next(iter(self._lingering)))
         if self.sequencer.is_draining:
             return log_ons.reject(RejectCode.SHUTTING_DOWN, "", "the venue is stopping")
         self._silent[connection] = None
@@ -113,7 +113,7 @@ class OrderEntry:
 
     def _cut(self, connection: Connection) -> None:
         """An ended connection waits for its client no longer: the socket is needed."""
-        del self._ended[connection]
+        del self._lingering[connection]
         connection.abort()
 
     def _too_many(self, text: str) -> LogOnRejected:
@@ -142,8 +142,6 @@ class OrderEntry:
 
     def image_wait_ns(self, session: int) -> int:
         """How long until the session may ask for its state image, 0: now."""
-        if self.images_size >= IMAGES_SIZE_MAX:
-            return IMAGE_INTERVAL_NS
         last_ns = self._image_times.get(session)
         return 0 if last_ns is None else max(last_ns + IMAGE_INTERVAL_NS - self.steady_ns(), 0)
 
@@ -182,7 +180,7 @@ class OrderEntry:
         given again, and the next who gets them must not get the refusal.
         """
         self._silent.pop(connection, None)
-        self._ended[connection] = None
+        self._ended[connection] = self._lingering[connection] = None
         place = Place(connection.session, connection.connection)
         if self._places.get(place) is connection:
             self.sequencer.after_durable(partial(self._vacate, place, connection))
@@ -203,6 +201,7 @@ class OrderEntry:
         self.connections.pop(connection, None)
         self._silent.pop(connection, None)
         self._ended.pop(connection, None)
+        self._lingering.pop(connection, None)
         if not self.connections:
             self._empty.set()
 

@@ -99,11 +99,10 @@ class Outbound:
         return self._image is not None
 
     def send_image(self, image: Image) -> None:
-        """Send a state image; there is none under way."""
+        """Send a state image, which is counted already; there is none under way."""
         assert self._image is None, "one image at a time"
         self._image = image.messages()
         self._image_size = image.size
-        self._server.images_size += image.size
         self._schedule()
 
     def drop_image(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from exchange.core.engine import Engine
-from exchange.node import order_entry as order_entry_module
+from exchange.node import connection as connection_module
 from exchange.node.images import Image, take_image
 from exchange.node.limits import IMAGE_INTERVAL_NS
 from journal import read_only
@@ -223,7 +223,7 @@ def test_a_long_image_goes_as_fast_as_the_socket_takes_it() -> None:
 def test_images_wait_for_their_sockets_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     world = make_world()
     peer, other = many_orders(world, 30_000), logged_on(world, 2, "other")
-    monkeypatch.setattr(order_entry_module, "IMAGES_SIZE_MAX", 500_000)
+    monkeypatch.setattr(connection_module, "IMAGES_SIZE_MAX", 500_000)
     peer.transport.is_stalled = True
     ask(world, peer)
     ask(world, other)
@@ -232,8 +232,34 @@ def test_images_wait_for_their_sockets_in_bounded_memory(monkeypatch: pytest.Mon
     peer.transport.lose()
     world.finish()
     assert world.venue.order_entry.images_size == 0
+    world.loop.sleep(1)
+    other.read()
     ask(world, other)
     assert kinds(other.read()) == [StateBalances, StateEnd]
+
+
+def test_images_that_are_asked_for_at_once_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a commit is under way none is being sent, but all that are taken take memory."""
+    world = make_world()
+    peers = [logged_on(world, 2, f"s{index}") for index in range(8)]
+    for peer in peers:
+        for number in range(1, 101):
+            peer.send(buy(number))
+    world.finish()
+    monkeypatch.setattr(connection_module, "IMAGES_SIZE_MAX", 8_000)
+    world.hold()
+    peers[0].send(buy(1_000))
+    world.loop.run()
+    for peer in peers:
+        peer.read()
+        peer.send(StateRequest())
+    world.loop.run()
+    assert 8_000 <= world.venue.order_entry.images_size <= 8_000 + 8_200, "one on top"
+    world.finish()
+    refused = [m for peer in peers for m in peer.read() if isinstance(m, SessionReject)]
+    assert {m.code for m in refused} == {RejectCode.THROTTLED}
+    assert len(refused) >= 5
+    assert world.venue.order_entry.images_size == 0
 
 
 @pytest.mark.parametrize("is_durable", [False, True], ids=["asked", "under way"])
