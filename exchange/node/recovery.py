@@ -103,6 +103,7 @@ def _read_journal(surroundings: Surroundings, journal: Journal, event_log: Event
     genesis: Genesis | None = None
     record_count = 0
     for record in journal.records():
+        _check_rules(record)
         if genesis is None:
             genesis = _read_genesis(record)
         events = _replay(engine, record)
@@ -157,12 +158,17 @@ class LastEvents:
         return b"".join(self._records)
 
 
+def _check_rules(record: Record) -> None:
+    """Before anything in it is read: other rules may have other messages."""
+    if record.rules_version != RULES_VERSION:
+        place = f"record of sequence {record.first_sequence}"
+        text = f"{place} has rules {record.rules_version}, this build replays {RULES_VERSION}"
+        raise ServiceError(Exit.CONFIGURATION, text)
+
+
 def _replay(engine: Engine, record: Record) -> bytes:
     """Apply a record; its events."""
     place = f"record of sequence {record.first_sequence}"
-    if record.rules_version != RULES_VERSION:
-        text = f"{place} has rules {record.rules_version}, this build replays {RULES_VERSION}"
-        raise ServiceError(Exit.CONFIGURATION, text)
     try:
         events, events_crc = engine.replay(
             record.first_sequence, record.command_count, record.payload

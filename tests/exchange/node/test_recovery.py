@@ -10,6 +10,7 @@ import pytest
 from exchange.config import ThrottleSettings
 from exchange.core.engine import RULES_VERSION, Engine
 from exchange.core.limits import GENESIS_DEFAULTS
+from exchange.node import recovery
 from exchange.node.barred import BarredDamaged, payload_hash
 from exchange.node.failure import Exit, ServiceError
 from exchange.node.setup import write_genesis
@@ -123,6 +124,21 @@ def test_a_journal_that_begins_otherwise_is_damaged() -> None:
     with pytest.raises(ServiceError) as caught:
         world.boot()
     assert caught.value.exit_code == Exit.JOURNAL_DAMAGED
+
+
+def test_a_journal_of_other_rules_is_refused_before_it_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its first command may be one that this build does not know."""
+    monkeypatch.setattr(recovery, "RULES_VERSION", RULES_VERSION + 1)
+    world = World()
+    world.disk = MemoryStorage()
+    append(world, entry(VenueStarted(), 1))
+    images = world.disk.images()
+    with pytest.raises(ServiceError, match="has rules 2, this build replays 3") as caught:
+        world.boot()
+    assert caught.value.exit_code == Exit.CONFIGURATION
+    assert world.disk.images() == images
 
 
 def test_genesis_is_written_once() -> None:
