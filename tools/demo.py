@@ -9,6 +9,7 @@ more: the digests must agree, and the consumer's books must be the venue's.
 import argparse
 import asyncio
 import json
+import sys
 import time
 from collections import Counter
 from contextlib import AsyncExitStack
@@ -309,7 +310,9 @@ def run_demo(arguments: argparse.Namespace) -> int:
     """Run it all and print what came of it."""
     console = Console()
     is_live = console.is_terminal and not arguments.json
-    view: View = LiveView(console) if is_live else PlainView()
+    # What reads the JSON is not to find anything else.
+    output = sys.stderr if arguments.json else sys.stdout
+    view: View = LiveView(console) if is_live else PlainView(output)
     with new_venue(arguments.dir, "demo") as venue:
         venue.start()
         if not arguments.json:
@@ -394,5 +397,5 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help=f"how long they trade; default: {SECONDS_DEFAULT}",
     )
     demo.add_argument("--dir", type=Path, metavar="DIR", help="folder of the venue; is kept")
-    demo.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    demo.add_argument("--json", action="store_true", help="only one JSON object on stdout")
     demo.set_defaults(run=run_demo)

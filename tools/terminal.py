@@ -6,7 +6,7 @@ also gets the titles.
 
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Protocol, Self, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -77,7 +77,8 @@ class View(Protocol):
 class PlainView:
     """A line every two seconds, for logs and pipes."""
 
-    def __init__(self) -> None:
+    def __init__(self, output: TextIO) -> None:
+        self._output = output
         self._next_s = PLAIN_INTERVAL_S
 
     def show(self, picture: Picture) -> None:
@@ -91,6 +92,7 @@ class PlainView:
             f"p50 {picture.ack_p50_us:,.0f} us p99 {picture.ack_p99_us:,.0f} us  "
             f"{picture.trades:,} trades  "
             f"market data {picture.messages_per_second:,.0f}/s, gaps {picture.gaps}",
+            file=self._output,
             flush=True,
         )
 

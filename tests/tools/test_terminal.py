@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import re
+import sys
 
 import pytest
 from rich.console import Console
@@ -67,7 +68,7 @@ def test_a_stale_book_has_no_prices() -> None:
 
 
 def test_plain_lines_come_every_two_seconds(capsys: pytest.CaptureFixture[str]) -> None:
-    with PlainView() as view:
+    with PlainView(sys.stdout) as view:
         for elapsed_s in (0.5, 1.9, 2.0, 2.1, 4.1):
             view.show(dataclasses.replace(picture(gaps=3), elapsed_s=elapsed_s))
     lines = capsys.readouterr().out.splitlines()
