@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import threading
 from collections.abc import Callable
 from random import Random
 
@@ -18,6 +20,7 @@ from journal import (
 from journal.faulty import Fault, FaultyStorage, Kind
 from journal.manifest import encode_manifest
 from journal.memory import MemoryStorage
+from journal.prepare import WORKER_NICENESS
 from tests.journal.life import (
     FIRST,
     SEGMENT_SIZE,
@@ -206,3 +209,21 @@ def test_errors_are_one_line_with_place_and_code() -> None:
     assert str(JournalFailed("sync a record", OSError(5, "I/O"))) == (
         "journal failed: sync a record: [Errno 5] I/O"
     )
+
+
+@pytest.mark.parametrize("is_forbidden", [False, True])
+def test_background_work_is_done_at_a_lower_priority_or_at_all(
+    monkeypatch: pytest.MonkeyPatch, is_forbidden: bool
+) -> None:
+    def forbid(*_: int) -> None:
+        raise PermissionError(errno.EPERM, "filtered")
+
+    if is_forbidden:
+        monkeypatch.setattr(os, "setpriority", forbid)
+    found: list[int] = []
+    join = run_in_thread(
+        lambda: found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+    )
+    assert join()
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert found == [own if is_forbidden else WORKER_NICENESS]
