@@ -36,8 +36,8 @@ def run_in_thread(job: Callable[[], None]) -> Join:
     """Run the job in a thread of its own, which gets the processor when the loop leaves it."""
 
     def work() -> None:
-        # On Linux that of the thread alone. Else the scheduler gives it slices of milliseconds. Where
-        # it is forbidden, by a filter of system calls say, the work is done all the same.
+        # On Linux that of the thread alone. Else the scheduler gives it slices of milliseconds.
+        # Where that is forbidden, by a filter of system calls say, the work is done all the same.
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), WORKER_NICENESS)
         job()
