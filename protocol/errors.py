@@ -9,7 +9,13 @@ from typing import Final
 from protocol.base import TEXT_LENGTH_MAX
 from protocol.codes import RejectCode, TerminateCode
 
-__all__ = ["LocalProtocolError", "MessageError", "ProtocolError", "RemoteProtocolError"]
+__all__ = [
+    "ClientError",
+    "LocalProtocolError",
+    "MessageError",
+    "ProtocolError",
+    "RemoteProtocolError",
+]
 
 _CUT: Final = "..."
 
@@ -51,3 +57,12 @@ class MessageError(Exception):
         self.tag = tag
         self.field = field
         self.text = bounded(text)
+
+
+class ClientError(Exception):
+    """Base of everything that the client and its books raise; never raised itself.
+
+    `is_passing` says of an ended connection whether it makes sense to try again.
+    """
+
+    is_passing: bool = False

@@ -17,10 +17,10 @@ import pytest
 
 import exchange.core.hot
 import exchange.node.ingress
-import exchange.node.packets
 import journal
 import journal.streams
 import protocol.codec
+import protocol.packer
 import tools
 import tools.generator
 from tests.source_tree import CYTHON_SUFFIXES, PACKAGES, SOURCE, files, without_text
@@ -30,7 +30,7 @@ EXPECTED = os.environ.get("BRIER_BUILD")
 COMPILED = (
     exchange.core.hot,
     exchange.node.ingress,
-    exchange.node.packets,
+    protocol.packer,
     journal.streams,
     protocol.codec,
     tools.generator,

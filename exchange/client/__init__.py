@@ -1,7 +1,6 @@
 """For participants: `connect` gives a `Client` for orders and administration, `Consumer` keeps the
 books from public market data."""
 
-from exchange.client.books import Book, Level, RestingOrder
 from exchange.client.channel import Channel, Gap
 from exchange.client.client import Client, connect
 from exchange.client.connector import Backoff, ClientState, StateChange
@@ -22,13 +21,13 @@ from exchange.client.errors import (
     RequestRejectedError,
     SendBufferFullError,
     SessionRejectError,
-    StaleBookError,
     StateUnavailableError,
     TerminatedError,
 )
 from exchange.client.images import Balance, OpenOrder, Position, StateImage
 from exchange.client.keys import generate_key, load_key, public_key_bytes, write_key
 from exchange.client.tickets import Ticket
+from protocol.books import Book, Level, RestingOrder, StaleBookError
 
 __all__ = [
     "AdminRejectedError",

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from exchange.client.books import InconsistentError
 from exchange.client.datagrams import Header, Messages
 from exchange.client.limits import COMMAND_MESSAGES_MAX, HELD_NS, HELD_PACKETS_MAX
 from exchange.client.market import ChannelMarket
+from protocol.books import InconsistentError
 from protocol.market_data import MarketDataMessage
 from protocol.packets import FIRST, HEARTBEAT_INTERVAL_NS, LAST
 

@@ -19,13 +19,13 @@ from ipaddress import IPv4Address
 from types import TracebackType
 from typing import Final, TypeVar
 
-from exchange.client.books import Book
 from exchange.client.callbacks import call
 from exchange.client.channel import Channel, Gap
 from exchange.client.errors import NotConnectedError
 from exchange.client.limits import DATAGRAMS_MAX, RECEIVE_BUFFER_SIZE
 from exchange.client.receiver import MarketDataReceiver
 from exchange.clock import SystemClock
+from protocol.books import Book
 from protocol.market_data import (
     EventDefinition,
     InstrumentDefinition,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from protocol.admin import AdminRejected
 from protocol.codes import RejectCode, TerminateCode
+from protocol.errors import ClientError
 from protocol.order_entry import CancelRejected, OrderRejected
 from protocol.transport import LogOn, LogOnRejected, SessionReject
 from protocol.wire import Command
@@ -35,7 +36,6 @@ __all__ = [
     "RequestRejectedError",
     "SendBufferFullError",
     "SessionRejectError",
-    "StaleBookError",
     "StateUnavailableError",
     "TerminatedError",
 ]
@@ -135,15 +135,6 @@ def _title(command: Command) -> str:
     client_order_id = getattr(command, "client_order_id", 0)
     name = type(command).__name__
     return f"{name} {client_order_id}" if client_order_id else name
-
-
-class ClientError(Exception):
-    """Base of everything that the client raises; never raised itself.
-
-    `is_passing` says of an ended connection whether it makes sense to try again.
-    """
-
-    is_passing: bool = False
 
 
 class ConnectError(ClientError):
@@ -304,10 +295,6 @@ class StateUnavailableError(ClientError):
         self.retry_after_ns = retry_after_ns
         said = f"{_code_name(code)}: " if code else ""
         super().__init__(f"no state image: {said}{reason}")
-
-
-class StaleBookError(ClientError):
-    """Messages of market data were missed: nothing can be said of this book, or of any."""
 
 
 class KeyFileError(ClientError):

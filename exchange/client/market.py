@@ -9,7 +9,7 @@ book from its listing on.
 from collections.abc import Callable
 from typing import Any, Final
 
-from exchange.client.books import Book, InconsistentError
+from protocol.books import Book, InconsistentError
 from protocol.market_data import (
     EventDefinition,
     InstrumentDefinition,

@@ -9,12 +9,11 @@ not of the channel that it came on, is counted and dropped.
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from exchange.client.books import public_digest
 from exchange.client.channel import Channel, Gap, Told
 from exchange.client.datagrams import read_header, read_last_time, read_messages
-from exchange.client.errors import StaleBookError
 from exchange.client.limits import EPOCH_RETURN_NS, GAPS_MAX
 from exchange.client.market import ChannelMarket, Market
+from protocol.books import StaleBookError, public_digest
 from protocol.market_data import MarketDataMessage
 from protocol.packets import CHANNELS_MAX, PacketError
 

@@ -19,7 +19,7 @@ from typing import Final, Protocol
 from exchange.config import ConfigError, MarketDataSettings
 from exchange.logs import Log
 from exchange.node.limits import COMPLAINT_NS, PACE_PACKETS, PACE_S, PUBLISH_QUEUE_MAX
-from exchange.node.packets import Packer
+from protocol.packer import Packer
 from protocol.packets import CHANNELS_MAX, HEARTBEAT_INTERVAL_NS
 
 __all__ = ["DatagramSender", "MulticastSender", "Publisher"]

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from exchange.client.books import Book, public_digest
 from protocol import market_data, packets, wire
+from protocol.books import Book, public_digest
 from protocol.codes import Phase, Side
 from protocol.market_data import InstrumentDefinition, OrderAdded, OrderExecuted, Trade
 from tools.demo_consumer import ConsumerProcess, Seen

@@ -5,9 +5,9 @@ from typing import Final
 import pytest
 
 from exchange.client.channel import Gap
-from exchange.client.errors import StaleBookError
 from exchange.client.limits import HELD_NS
 from exchange.client.receiver import MarketDataReceiver
+from protocol.books import StaleBookError
 from protocol.market_data import MarketDataMessage
 from protocol.packets import DATA, FIRST, LAST, Block, Packet, encode_packet
 from protocol.wire import encode

@@ -4,10 +4,9 @@ import msgspec
 import pytest
 
 from exchange.client import channel as channel_module
-from exchange.client.books import Level
 from exchange.client.channel import Gap
-from exchange.client.errors import StaleBookError
 from exchange.client.limits import GAPS_MAX, HELD_NS, HELD_PACKETS_MAX
+from protocol.books import Level, StaleBookError
 from protocol.codes import Phase
 from protocol.market_data import (
     EventDefinition,

@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import pytest
 
-from exchange.client.books import Level
 from exchange.client.receiver import MarketDataReceiver
 from exchange.core.limits import GENESIS_DEFAULTS
-from exchange.node.packets import Packer
 from protocol import admin
+from protocol.books import Level
 from protocol.codes import EventKind, Role
+from protocol.packer import Packer
 from tests.exchange.core.venue import Venue
 from tests.source_tree import SOURCE
 from tools.lobster import QUANTITY_PER_SHARE, Kind, Mapper, Message, parse_line

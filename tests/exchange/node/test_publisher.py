@@ -13,12 +13,12 @@ import uvloop
 from exchange.config import ConfigError, MarketDataSettings
 from exchange.logs import Log
 from exchange.node.limits import PACE_PACKETS, PACE_S, PUBLISH_QUEUE_MAX
-from exchange.node.packets import Packer
 from exchange.node.publisher import MulticastSender, Publisher
+from protocol.packer import Packer
 from protocol.packets import DATA, HEARTBEAT, HEARTBEAT_INTERVAL_NS, Packet
-from tests.exchange.node.test_packets import EPOCH, Message
 from tests.exchange.node.wires import Wire
 from tests.exchange.node.world import START_NS, StepLoop
+from tests.protocol.test_packer import EPOCH, Message
 
 INTERVAL_S = HEARTBEAT_INTERVAL_NS / 1e9
 

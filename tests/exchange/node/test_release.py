@@ -12,7 +12,6 @@ import pytest
 from exchange.core.engine import Engine
 from exchange.node.failure import Exit, Failure
 from exchange.node.limits import REPUBLISH_RECORDS_MAX, REPUBLISH_SIZE_MAX
-from exchange.node.packets import Packer
 from exchange.node.recovery import LastEvents
 from journal import JournalDamaged, read_only
 from journal.faulty import Fault, FaultyStorage
@@ -25,6 +24,7 @@ from protocol.market_data import (
     Trade,
 )
 from protocol.order_entry import CancelOrder, OrderAccepted
+from protocol.packer import Packer
 from protocol.packets import DATA, HEARTBEAT, Packet, decode_message
 from protocol.records import EVENT_HEAD, MARKET_DATA
 from tests.exchange.node.market import buy, kinds, logged_on, make_world, open_market, sell

@@ -8,7 +8,8 @@ change near it moves little.
 
 A message that cannot be true of the book raises `InconsistentError`; then the whole channel has
 lost its place. A book that is stale has no numbers at all: every look at them raises
-`StaleBookError`. Prices are in 1/10000 of the currency unit, quantities in 1/100 contract.
+`StaleBookError`. Prices are in 1/10000 of the currency unit, quantities in 1/100 contract. Page:
+spec/market_data.md.
 """
 
 import hashlib
@@ -17,13 +18,24 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
-from exchange.client.errors import StaleBookError
 from protocol.codes import Side
+from protocol.errors import ClientError
 from protocol.market_data import InstrumentDefinition, Trade
 
-__all__ = ["Book", "InconsistentError", "Level", "RestingOrder", "public_digest"]
+__all__ = [
+    "Book",
+    "InconsistentError",
+    "Level",
+    "RestingOrder",
+    "StaleBookError",
+    "public_digest",
+]
 
 _DIGEST_SIZE: Final = 32
+
+
+class StaleBookError(ClientError):
+    """Messages of market data were missed: nothing can be said of this book, or of any."""
 
 
 class InconsistentError(Exception):

@@ -6,8 +6,14 @@ from collections.abc import Callable
 
 import pytest
 
-from exchange.client.books import Book, InconsistentError, Level, RestingOrder, public_digest
-from exchange.client.errors import StaleBookError
+from protocol.books import (
+    Book,
+    InconsistentError,
+    Level,
+    RestingOrder,
+    StaleBookError,
+    public_digest,
+)
 from protocol.codes import Phase, Side
 from protocol.market_data import InstrumentDefinition
 

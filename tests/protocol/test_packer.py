@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exchange.node.packets import Packer
+from protocol.packer import Packer
 from protocol.packets import (
     BLOCK_HEAD,
     CHANNELS_MAX,
@@ -241,7 +241,7 @@ def test_a_channel_is_in_range() -> None:
 
 def golden_packets() -> list[dict[str, Any]]:
     """The packets of tests/vectors that are a whole number of commands."""
-    lines = (Path(__file__).parents[2] / "vectors" / "packets.jsonl").read_text().splitlines()
+    lines = (Path(__file__).parents[1] / "vectors" / "packets.jsonl").read_text().splitlines()
     vectors = [json.loads(line) for line in lines]
     return [one for one in vectors if "case" in one and is_whole(one["blocks"])]
 
