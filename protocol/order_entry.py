@@ -91,7 +91,10 @@ class OrderAccepted(Report, frozen=True, tag=80):
 
 
 class OrderRejected(Report, frozen=True, tag=81):
-    """The order was refused and had no effect; `field` and `limit` say where and what."""
+    """The order was refused and had no effect; `field` and `limit` say where and what.
+
+    `account_id` is the one that the order named, whether or not there is such an account.
+    """
 
     sequence: U62
     time_ns: U62
@@ -102,6 +105,7 @@ class OrderRejected(Report, frozen=True, tag=81):
     code: U62
     field: U62
     limit: I62
+    account_id: U62
 
 
 class OrderReplaced(Report, frozen=True, tag=82):
@@ -119,6 +123,7 @@ class OrderReplaced(Report, frozen=True, tag=82):
     quantity: U62
     leaves_quantity: U62
     priority_kept: U62
+    account_id: U62
 
 
 class OrderCanceled(Report, frozen=True, tag=83):
@@ -134,6 +139,7 @@ class OrderCanceled(Report, frozen=True, tag=83):
     canceled_quantity: U62
     cumulative_quantity: U62
     reason: U62
+    account_id: U62
 
 
 class OrderExpired(Report, frozen=True, tag=84):
@@ -145,6 +151,7 @@ class OrderExpired(Report, frozen=True, tag=84):
     order_id: U62
     canceled_quantity: U62
     cumulative_quantity: U62
+    account_id: U62
 
 
 class OrderFilled(Report, frozen=True, tag=85):
@@ -167,7 +174,10 @@ class OrderFilled(Report, frozen=True, tag=85):
 
 
 class CancelRejected(Report, frozen=True, tag=86):
-    """A cancel or replace was refused; an order it named stays as it was."""
+    """A cancel or replace was refused; an order it named stays as it was.
+
+    `account_id` is that of the order, 0 when the request named none that its sender may know of.
+    """
 
     sequence: U62
     time_ns: U62
@@ -180,3 +190,4 @@ class CancelRejected(Report, frozen=True, tag=86):
     code: U62
     field: U62
     limit: I62
+    account_id: U62

@@ -2,7 +2,8 @@
 
 A record's payload is a run of command entries, an event buffer a run of event entries; both have
 a fixed 40-byte little-endian head, so that the compiled ring and any other language walk them
-without decoding the messages inside. Page: spec/records.md.
+without decoding the messages inside. The venue's private records of who is who are here too: they
+are in no stream of a client. Page: spec/records.md.
 """
 
 import struct
@@ -10,8 +11,9 @@ from typing import Annotated, Final
 
 from msgspec import Meta
 
-from protocol.admin import PublicKey
+from protocol.admin import Currency, PublicKey
 from protocol.base import U8, U32, U62, Message, Name
+from protocol.order_entry import Report
 from protocol.transport import SessionName
 
 __all__ = [
@@ -20,13 +22,20 @@ __all__ = [
     "FROM_CLIENT",
     "FROM_VENUE",
     "MARKET_DATA",
+    "REFERENCE",
     "REPORT",
     "SESSION",
+    "AccountRecorded",
     "Connect",
     "Continuation",
     "Disconnect",
     "Genesis",
+    "KeyRecorded",
+    "ParticipantRecorded",
+    "ReferenceMessage",
+    "SessionRecorded",
     "TimeAdvance",
+    "VenueRecorded",
     "VenueStarted",
 ]
 
@@ -49,6 +58,9 @@ SESSION: Final = 2
 """Event kind: answer to a log-on; not numbered, its number is the next one of the stream."""
 MARKET_DATA: Final = 3
 """Event kind: public, numbered in its channel; session and connection are 0."""
+REFERENCE: Final = 4
+"""Event kind: who is who, private, numbered in the venue's one stream of them; channel, session
+and connection are 0."""
 
 
 class Genesis(Message, frozen=True, tag=50):
@@ -98,3 +110,59 @@ class Continuation(Message, frozen=True, tag=54):
 
 class VenueStarted(Message, frozen=True, tag=55):
     """The venue recovered: every session is disconnected and its grace starts anew."""
+
+
+class VenueRecorded(Report, frozen=True, tag=102):
+    """The venue began: its name, the first epoch of its market data, its rules."""
+
+    sequence: U62
+    time_ns: U62
+    venue: Name
+    epoch: U62
+    rules_version: U32
+
+
+class ParticipantRecorded(Report, frozen=True, tag=103):
+    """A participant was admitted."""
+
+    sequence: U62
+    time_ns: U62
+    participant_id: U32
+    name: Name
+
+
+class AccountRecorded(Report, frozen=True, tag=104):
+    """An account was opened."""
+
+    sequence: U62
+    time_ns: U62
+    account_id: U32
+    participant_id: U32
+    name: Name
+    currency: Currency
+
+
+class KeyRecorded(Report, frozen=True, tag=105):
+    """A key was given these roles, for the first time or anew; 0: it was revoked."""
+
+    sequence: U62
+    time_ns: U62
+    key_id: U32
+    participant_id: U32
+    public_key: PublicKey
+    roles: U32
+
+
+class SessionRecorded(Report, frozen=True, tag=106):
+    """A session was made, by its first log-on."""
+
+    sequence: U62
+    time_ns: U62
+    session_id: U32
+    participant_id: U32
+    name: SessionName
+
+
+ReferenceMessage = (
+    VenueRecorded | ParticipantRecorded | AccountRecorded | KeyRecorded | SessionRecorded
+)

@@ -19,11 +19,13 @@ from protocol.records import (
     EVENT_HEAD,
     FROM_CLIENT,
     MARKET_DATA,
+    REFERENCE,
     SESSION,
     Connect,
     Continuation,
     Disconnect,
     Genesis,
+    ReferenceMessage,
     TimeAdvance,
     VenueStarted,
 )
@@ -34,6 +36,7 @@ __all__ = ["Entry", "command_entries", "event_entries", "format_entry", "json_en
 _VENUE_COMMAND: Final[
     Decoder[Genesis | Connect | Disconnect | TimeAdvance | Continuation | VenueStarted]
 ] = Decoder(Genesis | Connect | Disconnect | TimeAdvance | Continuation | VenueStarted)
+_REFERENCE: Final[Decoder[ReferenceMessage]] = Decoder(ReferenceMessage)
 
 NANOSECONDS: Final = 10**9
 
@@ -41,7 +44,10 @@ Value = int | str | bytes | list[tuple[int, int]]
 
 
 class Entry(NamedTuple):
-    """A command or an event; `origin` is client or venue, or report, session or public."""
+    """A command or an event.
+
+    `origin` of a command is client or venue; of an event report, session, public or reference.
+    """
 
     sequence: int
     time_ns: int
@@ -88,6 +94,8 @@ def _event(kind: int, content: bytes) -> tuple[str, msgspec.Struct]:
     """Origin and message of an event."""
     if kind == MARKET_DATA:
         return "public", wire.decode_market_data(content)
+    if kind == REFERENCE:
+        return "reference", _REFERENCE.decode(content)
     if kind == SESSION:
         return "session", wire.decode_venue(framing.SESSION, content)
     return "report", wire.decode_venue(framing.SEQUENCED, content)
@@ -107,13 +115,16 @@ def format_entry(entry: Entry) -> str:
     """One line; events are indented below their command.
 
     `session 3/2 #7` is the frame with number 7 on connection 2 of session 3, of the client for a
-    command and of the venue for an event; `channel 1 #7` is message 7 of a market data channel.
+    command and of the venue for an event; `channel 1 #7` is message 7 of a market data channel,
+    `reference #7` the seventh record of who is who.
     """
     name = type(entry.message).__name__
     pairs = " ".join(_pairs(entry.message))
     link = f"session {entry.session}/{entry.connection} #{entry.number}"
     if entry.origin == "public":
         return f"    {entry.sequence} -> channel {entry.channel} #{entry.number} {name} {pairs}"
+    if entry.origin == "reference":
+        return f"    {entry.sequence} -> reference #{entry.number} {name} {pairs}"
     if entry.origin in ("report", "session"):
         return f"    {entry.sequence} -> {link} {name} {pairs}"
     origin = entry.origin if not entry.session else f"{entry.origin} {link}"
@@ -177,6 +188,7 @@ _SHOWN: Final[dict[str, Callable[[Value], str]]] = {
             "leaves_quantity",
             "cumulative_quantity",
             "canceled_quantity",
+            "open_interest",
             "quantity_step",
         ),
         _in_units(format_quantity),

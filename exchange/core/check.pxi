@@ -17,16 +17,21 @@ cdef int check_ledger(State* s) except -1:
 cdef int check_positions(State* s) except -1:
     cdef uint32_t i
     totals = {}
+    longs = {}
     requirements = {}
     for i in range(1, s.position_count + 1):
         row = &s.positions[i]
         totals[row.instrument] = totals.get(row.instrument, 0) + row.quantity
+        longs[row.instrument] = longs.get(row.instrument, 0) + max(row.quantity, 0)
         requirements[row.account] = requirements.get(row.account, 0) + row.requirement
         assert row.requirement == requirement_of(
             row.open_buy_cost, row.open_sell_cost, row.quantity,
             s.instruments[row.instrument].payout), "a requirement is stale"
     for instrument, total in totals.items():
         assert total == 0, f"positions in instrument {instrument} sum to {total}"
+    for i in range(1, s.instrument_count + 1):
+        assert s.instruments[i].open_interest == longs.get(i, 0), (
+            f"open interest of instrument {i} is {s.instruments[i].open_interest}")
     for i in range(1, s.account_count + 1):
         assert s.accounts[i].requirement == requirements.get(i, 0), f"account {i} is stale"
     return 0
@@ -82,9 +87,10 @@ cdef int check_lists(State* s) except -1:
     return 0
 
 
-cdef int check_channels(State* s) except -1:
+cdef int check_numbers(State* s) except -1:
     """Numbers are from 1 and within the bounds of a number; an instrument was announced."""
     cdef uint32_t i
+    assert 1 <= s.next_reference <= NUMBER_MAX, "records of who is who have no next number"
     for i in range(1, CHANNELS + 1):
         assert 1 <= s.next_public[i] <= NUMBER_MAX, f"channel {i} has no next number"
     for i in range(1, s.instrument_count + 1):
@@ -100,7 +106,7 @@ cdef int check_all(State* s) except -1:
     check_ledger(s)
     check_positions(s)
     check_lists(s)
-    check_channels(s)
+    check_numbers(s)
     for i in range(1, s.instrument_count + 1):
         bids = &s.instruments[i].sides[0]
         asks = &s.instruments[i].sides[1]

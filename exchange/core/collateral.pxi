@@ -66,6 +66,14 @@ cdef inline int64_t magnitude(int64_t value) noexcept nogil:
     return -value if value < 0 else value
 
 
+cdef inline void position_change(Position* position, Instrument* instrument,
+                                 int64_t quantity) noexcept nogil:
+    """Add to the row's position, and its long part to the instrument's open interest."""
+    instrument.open_interest -= max(position.quantity, 0)
+    position.quantity += quantity
+    instrument.open_interest += max(position.quantity, 0)
+
+
 cdef inline int64_t exposure_of(Position* position) noexcept nogil:
     """Position and open orders, in quantity."""
     return magnitude(position.quantity) + position.open_buy_quantity + position.open_sell_quantity

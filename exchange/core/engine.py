@@ -13,7 +13,7 @@ from exchange.core.reference import KeyState, Reference, SessionState
 
 __all__ = ["BUILD", "RULES_VERSION", "Batch", "Engine", "KeyState", "SessionState"]
 
-RULES_VERSION = 2
+RULES_VERSION = 3
 """Changes whenever a byte of any event may differ for the same commands."""
 
 

@@ -68,6 +68,7 @@ cdef struct Instrument:
     uint32_t currency
     uint32_t phase
     uint32_t channel          # of its market data, 1 .. 64
+    int64_t open_interest     # what all long positions add up to; derived from the positions
     BookSide sides[2]         # 0 bids, 1 asks
 
 cdef struct Account:
@@ -162,6 +163,7 @@ cdef struct State:
     int64_t outside[16]       # ledger: the outside account of each currency
     uint32_t currency_count
     int64_t next_public[65]   # next number of each channel of the market data, from index 1
+    int64_t next_reference    # next number of the records of who is who
     Deadline* deadlines       # binary heap from index 1
     uint32_t deadline_capacity
     uint32_t deadline_count

@@ -29,7 +29,7 @@ from protocol.codec cimport (
 from zlib import crc32
 
 from exchange.core import limits
-from protocol import codes
+from protocol import codes, records
 from protocol.codes import RejectCode
 
 cdef extern from "<endian.h>" nogil:
@@ -66,6 +66,7 @@ cdef enum:
     EVENT_REPORT = 1
     EVENT_SESSION = 2
     EVENT_MARKET_DATA = 3
+    EVENT_REFERENCE = 4
     DEADLINE_SESSION = 0
     DEADLINE_ORDER = 1
     PENDING_NOTHING = 0
@@ -89,6 +90,8 @@ assert (REASON_REQUESTED, REASON_IMMEDIATE_REMAINDER, REASON_DISCONNECT) == tupl
     codes.CancelReason)
 assert (PHASE_OPEN, PHASE_HALTED) == tuple(codes.Phase)
 assert (ROLE_TRADE, ROLE_CANCEL_ONLY) == (codes.Role.TRADE, codes.Role.CANCEL_ONLY)
+assert (EVENT_REPORT, EVENT_SESSION, EVENT_MARKET_DATA, EVENT_REFERENCE) == (
+    records.REPORT, records.SESSION, records.MARKET_DATA, records.REFERENCE)
 assert ENTRY_HEAD == limits.ENTRY_HEAD_SIZE and REPORT_SIZE_MAX == limits.REPORT_SIZE_MAX
 assert CHANNELS == limits.CHANNELS_MAX
 

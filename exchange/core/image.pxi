@@ -59,6 +59,7 @@ cdef int save_counters(State* s, Words* words) except -1:
     words_add_all(words, values, 11)
     words_add_all(words, &s.limits.accounts_max, 8)
     words_add_all(words, &s.next_public[1], CHANNELS)
+    words_add(words, s.next_reference)
     return words_add_all(words, s.outside, <int>s.currency_count)
 
 
@@ -78,6 +79,7 @@ cdef int restore_counters(State* s, Words* words) except -1:
     s.currency_count = <uint32_t>values[10]
     words_next_all(words, &s.limits.accounts_max, 8)
     words_next_all(words, &s.next_public[1], CHANNELS)
+    s.next_reference = words_next(words)
     return words_next_all(words, s.outside, <int>s.currency_count)
 
 
@@ -197,12 +199,13 @@ cdef int restore_positions(State* s, Words* words) except -1:
     cdef int64_t[3] values
     cdef int64_t i
     cdef uint32_t row
+    cdef Instrument* instrument
     for i in range(words_next(words)):
         words_next_all(words, values, 3)
         row = position_open(s, <uint32_t>values[0], <uint32_t>values[1])
-        s.positions[row].quantity = values[2]
-        position_refresh(s, &s.positions[row],
-                         instrument_at(s, <uint32_t>values[1]).payout)
+        instrument = instrument_at(s, <uint32_t>values[1])
+        position_change(&s.positions[row], instrument, values[2])
+        position_refresh(s, &s.positions[row], instrument.payout)
     return 0
 
 

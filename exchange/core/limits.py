@@ -84,7 +84,7 @@ GENESIS_DEFAULTS: Final = {
 
 REPORT_SIZE_MAX: Final = 160
 """Encoded bytes of one report: array head, tag and at most 15 fields of 9 bytes. Messages of the
-market data are shorter, but for definitions."""
+market data, but for definitions, and records of who is who are shorter."""
 
 DEFINITION_SIZE_MAX: Final = 1_024
 """Encoded bytes of the definition of an event or instrument: its names, its title, its tick table.
@@ -109,7 +109,8 @@ EVENTS_PER_WORK: Final = 4
 """Of one fill: two reports and two messages of market data. A cancel or an expiry has fewer."""
 
 EVENTS_PER_COMMAND: Final = 4
-"""Beside its work: the answer to a replace, its deletion, and what rests or is canceled of it."""
+"""Beside its work: the answer to a replace, its deletion, and what rests or is canceled of it. What
+is administered has a report and a record at most, Genesis three records."""
 
 COMMAND_EVENTS_SIZE_MAX: Final = (EVENTS_PER_WORK * WORK_PER_COMMAND_MAX + EVENTS_PER_COMMAND) * (
     ENTRY_HEAD_SIZE + REPORT_SIZE_MAX

@@ -31,9 +31,9 @@ cdef int publish_added(State* s, Order* order) except -1:
 
 
 cdef int publish_trade(State* s, Order* resting, int64_t trade_id, int64_t quantity,
-                       int64_t aggressor_side) except -1:
+                       int64_t aggressor_side, int64_t open_interest) except -1:
     """What the trade took from the book, then the trade itself."""
-    cdef int64_t[7] fields
+    cdef int64_t[8] fields
     fields[3] = resting.order_id
     fields[4] = trade_id
     fields[5] = quantity
@@ -43,7 +43,8 @@ cdef int publish_trade(State* s, Order* resting, int64_t trade_id, int64_t quant
     fields[4] = resting.price
     fields[5] = quantity
     fields[6] = aggressor_side
-    return publish(s, resting.instrument, PUBLIC_TRADE, fields, 7)
+    fields[7] = open_interest
+    return publish(s, resting.instrument, PUBLIC_TRADE, fields, 8)
 
 
 cdef int publish_reduced(State* s, Order* order) except -1:

@@ -48,8 +48,8 @@ cdef int trade(State* s, Instrument* instrument, Level* level, Order* incoming,
     open_change(resting_row, instrument, resting.side, price, -quantity)
     if incoming.is_open:
         open_change(incoming_row, instrument, incoming.side, incoming.price, -quantity)
-    incoming_row.quantity += direction * quantity
-    resting_row.quantity -= direction * quantity
+    position_change(incoming_row, instrument, direction * quantity)
+    position_change(resting_row, instrument, -direction * quantity)
     if direction > 0:
         post(s, incoming.account, resting.account, instrument.currency, cash)
     else:
@@ -60,7 +60,8 @@ cdef int trade(State* s, Instrument* instrument, Level* level, Order* incoming,
     assert available_of(account_at(s, resting.account)) >= 0, "resting account overdrawn"
     report_filled(s, resting, trade_id, price, quantity, LIQUIDITY_ADDED)
     report_filled(s, incoming, trade_id, price, quantity, LIQUIDITY_REMOVED)
-    return publish_trade(s, resting, trade_id, quantity, incoming.side)
+    return publish_trade(s, resting, trade_id, quantity, incoming.side,
+                         instrument.open_interest)
 
 
 cdef int match(State* s, uint32_t slot, int64_t work) except -1:

@@ -157,8 +157,7 @@ cdef int apply_new(State* s, Request* request, NewOrder* m) except -1:
     cdef Instrument* instrument
     cdef bint may_rest = m.time_in_force == GTC or m.time_in_force == GTD
     if check_new(s, session_at(s, request.session), m, &refusal):
-        return report_rejected(s, request, m.client_order_id, refusal.code, refusal.field,
-                               refusal.limit)
+        return report_rejected(s, request, m, refusal.code, refusal.field, refusal.limit)
     row = 0
     if may_rest or refusal.fillable > 0:
         # An order that neither fills nor rests leaves no row behind.
@@ -221,8 +220,9 @@ cdef int apply_cancel(State* s, Request* request, CancelOrder* m) except -1:
     cdef uint32_t slot
     cdef Order* order
     if check_cancel(s, request.session, m, &slot, &refusal):
+        # Nothing is refused once its order is found: there is no account to name.
         return report_cancel_rejected(s, request, m.client_order_id, m.order_id, CANCEL_ORDER,
-                                      refusal.code, refusal.field, refusal.limit)
+                                      refusal.code, refusal.field, refusal.limit, 0)
     order = order_at(s, slot)
     report_canceled(s, request.session, order, request.number, request.gateway_time_ns,
                     request.client_time_ns, REASON_REQUESTED)
@@ -233,8 +233,9 @@ cdef int apply_cancel(State* s, Request* request, CancelOrder* m) except -1:
 
 cdef int check_replace_target(State* s, uint32_t session_id, ReplaceOrder* m, uint32_t* slot,
                               Reject* out) noexcept nogil:
-    """Permission, the new client order id, and the order that is meant."""
+    """Permission, the new client order id, and the order that is meant; slot 0: none is."""
     cdef Session* session = session_at(s, session_id)
+    slot[0] = 0
     if not session.roles & ROLE_TRADE:
         return reject(out, NOT_PERMITTED, 0, 0)
     if m.client_order_id <= session.highest_client_order_id:
@@ -249,6 +250,7 @@ cdef int check_replace_target(State* s, uint32_t session_id, ReplaceOrder* m, ui
         return reject(out, INVALID_VALUE, 2, 0)
     slot[0] = find_by_order_id(s, m.order_id)
     if slot[0] == 0 or order_at(s, slot[0]).session != session_id:
+        slot[0] = 0
         return reject(out, UNKNOWN_ORDER, 3, 0)
     return 0
 
@@ -318,7 +320,8 @@ cdef int apply_replace(State* s, Request* request, ReplaceOrder* m) except -1:
     cdef int64_t leaves, target
     if check_replace(s, request.session, m, &slot, &refusal):
         return report_cancel_rejected(s, request, m.client_order_id, m.order_id, REPLACE_ORDER,
-                                      refusal.code, refusal.field, refusal.limit)
+                                      refusal.code, refusal.field, refusal.limit,
+                                      order_at(s, slot).account if slot != 0 else 0)
     order = order_at(s, slot)
     instrument = instrument_at(s, order.instrument)
     row = position_at(s, order.position)

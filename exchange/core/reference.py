@@ -169,14 +169,20 @@ class Reference:
             m.levels_per_side_max,
             m.work_per_command_max,
         )
-        # The tables' seed is the same in every replay, and nothing that a client is ever told:
-        # the time of Genesis, in nanoseconds, stays in the journal.
+        # The tables' seed is the same in every replay, and nothing that a trading client is ever
+        # told: the time of Genesis, in nanoseconds, is for the operator and the journal.
         secret = payload + self.hot.time_ns.to_bytes(8, "little")
         seed = int.from_bytes(blake2b(secret, digest_size=8).digest(), "little")
         self.hot.configure(bounds, seed)
         names.participants.append(m.venue)
         names.keys.append((m.admin_key, VENUE_PARTICIPANT, int(Role.ADMIN)))
         self._index()
+        head = (self.hot.sequence, self.hot.time_ns)
+        self._record(records.VenueRecorded(*head, m.venue, m.epoch, m.rules_version))
+        self._record(records.ParticipantRecorded(*head, VENUE_PARTICIPANT, m.venue))
+        self._record(
+            records.KeyRecorded(*head, GENESIS_KEY, VENUE_PARTICIPANT, m.admin_key, int(Role.ADMIN))
+        )
 
     def _connect(self, session: int, connection: int, m: records.Connect) -> None:
         _, participant, roles = self.names.keys[m.key_id - 1]
@@ -187,7 +193,8 @@ class Reference:
             answer = transport.LogOnRejected(*refused, text="")
             hot.answer(session, connection, 0, _encode(answer))
             return
-        if not known:
+        is_new = not known
+        if is_new:
             known = hot.add_session(participant)
             self.names.sessions.append((participant, m.session))
             self.session_ids[participant, m.session] = known
@@ -210,6 +217,10 @@ class Reference:
             minor=m.minor,
         )
         hot.answer(session, connection, state.next_number, _encode(accepted))
+        if is_new:
+            self._record(
+                records.SessionRecorded(hot.sequence, hot.time_ns, session, participant, m.session)
+            )
 
     def session(self, session_id: int) -> SessionState:
         """State of an existing session."""
@@ -256,6 +267,7 @@ class Reference:
         else:
             hot.report(session, _encode(admin.AdminAccepted(*head, outcome)))
             self._publish(message, outcome)
+            self._record_change(message, outcome)
 
     def _publish(self, message: Message, accepted_id: int) -> None:
         """Tell everybody of what was listed, halted or resumed."""
@@ -290,6 +302,22 @@ class Reference:
             case _:
                 return
         self.hot.publish(event.channel, _encode(public))
+
+    def _record_change(self, message: Message, accepted_id: int) -> None:
+        """Tell who reads the log of who is who from now on."""
+        head = (self.hot.sequence, self.hot.time_ns, accepted_id)
+        match message:
+            case admin.Participant():
+                self._record(records.ParticipantRecorded(*head, message.name))
+            case admin.Account():
+                owner, name, currency = message.participant_id, message.name, message.currency
+                self._record(records.AccountRecorded(*head, owner, name, currency))
+            case admin.Key():
+                owner, public_key, roles = message.participant_id, message.public_key, message.roles
+                self._record(records.KeyRecorded(*head, owner, public_key, roles))
+
+    def _record(self, message: records.ReferenceMessage) -> None:
+        self.hot.refer(_encode(message))
 
     def _participant(self, m: admin.Participant) -> int | Refused:
         names = self.names

@@ -50,23 +50,24 @@ cdef int report(State* s, uint32_t session_id, int64_t tag, int64_t* fields, int
     return 0
 
 
-cdef int report_rejected(State* s, Request* request, int64_t client_order_id, int64_t code,
-                         int64_t field, int64_t limit) except -1:
-    cdef int64_t[9] fields
-    fields[2] = client_order_id
+cdef int report_rejected(State* s, Request* request, NewOrder* m, int64_t code, int64_t field,
+                         int64_t limit) except -1:
+    cdef int64_t[10] fields
+    fields[2] = m.client_order_id
     fields[3] = request.number
     fields[4] = request.gateway_time_ns
     fields[5] = request.client_time_ns
     fields[6] = code
     fields[7] = field
     fields[8] = limit
-    return report(s, request.session, ORDER_REJECTED, fields, 9)
+    fields[9] = m.account_id
+    return report(s, request.session, ORDER_REJECTED, fields, 10)
 
 
 cdef int report_cancel_rejected(State* s, Request* request, int64_t client_order_id,
                                 int64_t order_id, int64_t tag, int64_t code, int64_t field,
-                                int64_t limit) except -1:
-    cdef int64_t[11] fields
+                                int64_t limit, int64_t account_id) except -1:
+    cdef int64_t[12] fields
     fields[2] = client_order_id
     fields[3] = order_id
     fields[4] = request.number
@@ -76,7 +77,8 @@ cdef int report_cancel_rejected(State* s, Request* request, int64_t client_order
     fields[8] = code
     fields[9] = field
     fields[10] = limit
-    return report(s, request.session, CANCEL_REJECTED, fields, 11)
+    fields[11] = account_id
+    return report(s, request.session, CANCEL_REJECTED, fields, 12)
 
 
 cdef int report_accepted(State* s, Request* request, NewOrder* m, int64_t order_id) except -1:
@@ -99,7 +101,7 @@ cdef int report_accepted(State* s, Request* request, NewOrder* m, int64_t order_
 
 cdef int report_replaced(State* s, Request* request, Order* order, int64_t target_client_order_id,
                          int64_t priority_kept) except -1:
-    cdef int64_t[12] fields
+    cdef int64_t[13] fields
     fields[2] = order.client_order_id
     fields[3] = order.order_id
     fields[4] = request.number
@@ -110,13 +112,14 @@ cdef int report_replaced(State* s, Request* request, Order* order, int64_t targe
     fields[9] = order.leaves + order.cumulative
     fields[10] = order.leaves
     fields[11] = priority_kept
-    return report(s, request.session, ORDER_REPLACED, fields, 12)
+    fields[12] = order.account
+    return report(s, request.session, ORDER_REPLACED, fields, 13)
 
 
 cdef int report_canceled(State* s, uint32_t session, Order* order, int64_t number,
                          int64_t gateway_time_ns, int64_t client_time_ns,
                          int64_t reason) except -1:
-    cdef int64_t[10] fields
+    cdef int64_t[11] fields
     fields[2] = order.client_order_id
     fields[3] = order.order_id
     fields[4] = number
@@ -125,16 +128,18 @@ cdef int report_canceled(State* s, uint32_t session, Order* order, int64_t numbe
     fields[7] = order.leaves
     fields[8] = order.cumulative
     fields[9] = reason
-    return report(s, session, ORDER_CANCELED, fields, 10)
+    fields[10] = order.account
+    return report(s, session, ORDER_CANCELED, fields, 11)
 
 
 cdef int report_expired(State* s, Order* order) except -1:
-    cdef int64_t[6] fields
+    cdef int64_t[7] fields
     fields[2] = order.client_order_id
     fields[3] = order.order_id
     fields[4] = order.leaves
     fields[5] = order.cumulative
-    return report(s, order.session, ORDER_EXPIRED, fields, 6)
+    fields[6] = order.account
+    return report(s, order.session, ORDER_EXPIRED, fields, 7)
 
 
 cdef int report_filled(State* s, Order* order, int64_t trade_id, int64_t price, int64_t quantity,

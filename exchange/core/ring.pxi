@@ -132,6 +132,7 @@ cdef class Hot:
         self.state.batch_first = 1
         for channel in range(1, CHANNELS + 1):
             self.state.next_public[channel] = 1
+        self.state.next_reference = 1
         # Until Genesis says otherwise; has_room needs a bound.
         self.state.limits.work_per_command_max = 1
 
@@ -321,6 +322,14 @@ cdef class Hot:
         emit(s, public_kind(channel), 0, 0, s.next_public[channel],
              <const uint8_t*>PyBytes_AS_STRING(payload), len(payload))
         s.next_public[channel] += 1
+
+    def refer(self, bytes payload) -> None:
+        """Put an encoded record of who is who behind what has been emitted."""
+        cdef State* s = self.state
+        assert len(payload) <= limits.REPORT_SIZE_MAX, "has_room counts on less"
+        emit(s, EVENT_REFERENCE, 0, 0, s.next_reference,
+             <const uint8_t*>PyBytes_AS_STRING(payload), len(payload))
+        s.next_reference += 1
 
     def answer(self, uint32_t session, uint32_t connection, int64_t number,
                bytes payload) -> None:

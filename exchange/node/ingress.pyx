@@ -58,7 +58,6 @@ cdef enum:
     KIND_UNSEQUENCED = 3
     EVENT_REPORT = 1
     EVENT_SESSION = 2
-    EVENT_MARKET_DATA = 3
     ADMIN_REJECTED = 101
     TAG_COUNT = 128
     CODE_COUNT = 256
@@ -134,6 +133,10 @@ cdef inline void read_event(const uint8_t* data, Event* out) noexcept nogil:
     memcpy(&out.number, data + 16, 8)
     memcpy(&out.time_ns, data + 32, 8)
 
+
+cdef inline bint is_private(const Event* event) noexcept nogil:
+    """Whether it goes to a session. What is public, and who is who, is for others."""
+    return event.kind == EVENT_REPORT or event.kind == EVENT_SESSION
 
 
 include "rings.pxi"
@@ -449,7 +452,7 @@ cdef class Ingress:
             if event.length > size - offset:
                 raise AssertionError("events end inside an entry")
             offset += event.length
-            if event.kind == EVENT_MARKET_DATA:
+            if not is_private(&event):
                 continue
             self.reserve(event.session)
             slot = &self.slots[event.session]
@@ -499,7 +502,7 @@ cdef class Ingress:
         while offset < size:
             read_event(start + offset, &event)
             self.note(&event, start + offset + ENTRY_HEAD_SIZE)
-            if event.kind == EVENT_MARKET_DATA:
+            if not is_private(&event):
                 offset += event.length
                 continue
             slot = &self.slots[event.session]

@@ -7,6 +7,7 @@ from protocol import admin
 from protocol.codes import EventKind, RejectCode, Role
 from tests.model.collateral import available, deposit, withdraw
 from tests.model.market_data import publish_event, publish_instrument, publish_status
+from tests.model.reference import record_account, record_key, record_participant
 from tests.model.state import (
     CASH_MAX,
     CHANNELS_MAX,
@@ -75,6 +76,7 @@ def administer(state: State, message: AdminMessage, request: Request) -> None:
             ),
         )
         publish_change(state, message, answer)
+        record_change(state, message, answer)
 
 
 def publish_change(state: State, message: AdminMessage, accepted_id: int) -> None:
@@ -86,6 +88,17 @@ def publish_change(state: State, message: AdminMessage, accepted_id: int) -> Non
             publish_instrument(state, accepted_id)
         case admin.Halt() | admin.Resume():
             publish_status(state, accepted_id)
+
+
+def record_change(state: State, message: AdminMessage, accepted_id: int) -> None:
+    """Note who was admitted, which account was opened, what a key may do."""
+    match message:
+        case admin.Participant():
+            record_participant(state, state.participants[accepted_id])
+        case admin.Account():
+            record_account(state, state.accounts[accepted_id])
+        case admin.Key():
+            record_key(state, state.keys[accepted_id])
 
 
 def apply_admin(state: State, message: AdminMessage) -> int | Reject:

@@ -34,6 +34,15 @@ def phase_of(state: State, instrument_id: int) -> Phase:
     return Phase.HALTED if state.instruments[instrument_id].is_halted else Phase.OPEN
 
 
+def open_interest(state: State, instrument_id: int) -> int:
+    """What all who are long in an instrument have together."""
+    return sum(
+        position
+        for (_, instrument), position in state.positions.items()
+        if instrument == instrument_id and position > 0
+    )
+
+
 def publish_event(state: State, event_id: int) -> None:
     """Define an event."""
     event = state.events[event_id]
@@ -102,6 +111,7 @@ def publish_trade(state: State, resting: Order, quantity: int, aggressor_side: i
         price=resting.price,
         quantity=quantity,
         aggressor_side=aggressor_side,
+        open_interest=open_interest(state, resting.instrument_id),
     )
     state.publish(channel, traded)
 

@@ -170,5 +170,6 @@ def cancel_report(state: State, order: Order, request: Request, reason: CancelRe
             canceled_quantity=order.leaves,
             cumulative_quantity=order.cumulative,
             reason=reason,
+            account_id=order.account_id,
         ),
     )

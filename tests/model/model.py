@@ -29,6 +29,7 @@ from protocol.records import (
 from tests.model.admin import AdminMessage, administer
 from tests.model.matching import match
 from tests.model.orders import cancel_order, new_order, replace_order
+from tests.model.reference import record_venue
 from tests.model.sessions import (
     advance_time,
     connect,
@@ -177,6 +178,7 @@ def apply_venue(state: State, command: Command, message: Struct) -> None:
     match message:
         case Genesis():
             assert state.sequence == 1, "Genesis comes once"
+            record_venue(state)
         case Connect():
             connect(state, message, command.session, command.connection)
         case Disconnect():

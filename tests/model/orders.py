@@ -81,6 +81,7 @@ def new_order(state: State, message: NewOrder, request: Request) -> None:
                 code=reject.code,
                 field=reject.field,
                 limit=reject.limit,
+                account_id=message.account_id,
             ),
         )
         return
@@ -356,6 +357,7 @@ def reject_cancel(
             code=reject.code,
             field=reject.field,
             limit=reject.limit,
+            account_id=reject.account_id,
         ),
     )
 
@@ -386,6 +388,7 @@ def replace_order(state: State, message: ReplaceOrder, request: Request) -> None
             quantity=order.quantity,
             leaves_quantity=order.leaves,
             priority_kept=int(keeps_priority(found, message)),
+            account_id=order.account_id,
         ),
     )
     if keeps_priority(found, message):
@@ -426,7 +429,7 @@ def check_replace(state: State, message: ReplaceOrder, request: Request) -> Orde
     reject = check_replacement(state, message, found)
     if reject is None and not keeps_priority(found, message):
         reject = check_replacement_risk(state, message, found)
-    return found if reject is None else reject
+    return found if reject is None else reject._replace(account_id=found.account_id)
 
 
 def find_to_replace(state: State, message: ReplaceOrder, request: Request) -> Order | Reject:

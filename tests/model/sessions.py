@@ -16,6 +16,7 @@ from protocol.records import Connect, Disconnect
 from protocol.transport import LogOnAccepted, LogOnRejected
 from tests.model.market_data import publish_deleted
 from tests.model.matching import cancel_report
+from tests.model.reference import record_session
 from tests.model.state import Reject, Request, Session, State
 
 __all__ = [
@@ -49,7 +50,8 @@ def connect(state: State, message: Connect, session_id: int, connection: int) ->
         )
         return
     key = state.keys[message.key_id]
-    if session_id not in state.sessions:
+    is_new = session_id not in state.sessions
+    if is_new:
         state.sessions[session_id] = Session(session_id, key.participant_id, message.session)
     session = state.sessions[session_id]
     assert (session.participant_id, session.name) == (key.participant_id, message.session)
@@ -79,6 +81,8 @@ def connect(state: State, message: Connect, session_id: int, connection: int) ->
             minor=message.minor,
         ),
     )
+    if is_new:
+        record_session(state, session)
 
 
 def check_connect(state: State, message: Connect, session_id: int) -> Reject | None:
@@ -178,6 +182,7 @@ def expire(state: State, order_id: int) -> None:
             order_id=order.order_id,
             canceled_quantity=order.leaves,
             cumulative_quantity=order.cumulative,
+            account_id=order.account_id,
         ),
     )
     publish_deleted(state, order)

@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.msgpack import encode
 
 from protocol.codes import RejectCode, Role, Side, TimeInForce
-from protocol.records import EVENT_HEAD, MARKET_DATA, REPORT, SESSION, Genesis
+from protocol.records import EVENT_HEAD, MARKET_DATA, REFERENCE, REPORT, SESSION, Genesis
 
 __all__ = [
     "CASH_MAX",
@@ -47,11 +47,15 @@ ROLES_MAX: Final = sum(Role)
 
 
 class Reject(NamedTuple):
-    """Why a request is refused: code, index of the message's field, the limit it broke."""
+    """Why a request is refused: code, index of the message's field, the limit it broke.
+
+    `account_id` is that of the order which a refused replace has found.
+    """
 
     code: RejectCode
     field: int
     limit: int
+    account_id: int = 0
 
 
 class Request(NamedTuple):
@@ -64,7 +68,10 @@ class Request(NamedTuple):
 
 
 class EventOut(NamedTuple):
-    """One event of the core: head and message. Public ones have a channel and no session."""
+    """One event of the core: head and message.
+
+    Public ones have a channel and no session, records of who is who have neither.
+    """
 
     kind: int
     session: int
@@ -221,6 +228,8 @@ class State:
     """Priorities given so far."""
     public_counts: dict[int, int] = field(default_factory=dict)
     """By channel, public messages so far; a channel is here from its first one on."""
+    reference_count: int = 0
+    """Records of who is who so far."""
     outbox: list[EventOut] = field(default_factory=list)
 
     def report(self, session_id: int, message: Struct) -> None:
@@ -256,3 +265,9 @@ class State:
         self.outbox.append(
             EventOut(MARKET_DATA, 0, 0, number, self.sequence, self.time_ns, message, channel)
         )
+
+    def record(self, message: Struct) -> None:
+        """Note who is who, under the next number of such records."""
+        self.reference_count += 1
+        number = self.reference_count
+        self.outbox.append(EventOut(REFERENCE, 0, 0, number, self.sequence, self.time_ns, message))

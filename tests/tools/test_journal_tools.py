@@ -109,7 +109,7 @@ def test_dump_of_a_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_dump_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_journal(tmp_path)
     _, output, _ = run(capsys, "dump", tmp_path, "--json", "--events", "--from", "6", "--to", "6")
-    command, event = map(json.loads, output.splitlines())
+    command, event, record = map(json.loads, output.splitlines())
     assert command == {
         "sequence": 6,
         "time_ns": START_NS + 6,
@@ -124,6 +124,25 @@ def test_dump_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     }
     assert (event["origin"], event["message"]) == ("report", "AdminAccepted")
     assert event["fields"]["id"] == 2
+    assert record == {
+        "sequence": 6,
+        "time_ns": START_NS + 6,
+        "origin": "reference",
+        "session": 0,
+        "connection": 0,
+        "number": 7,
+        "gateway_time_ns": 0,
+        "channel": 0,
+        "message": "KeyRecorded",
+        "fields": {
+            "sequence": 6,
+            "time_ns": START_NS + 6,
+            "key_id": 2,
+            "participant_id": 2,
+            "public_key": TRADER_KEY.hex(),
+            "roles": 3,
+        },
+    }
 
 
 def test_digest_is_that_of_the_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -171,7 +171,8 @@ def tell_book_change(message: Struct) -> str:
             return f"replaced {message.order_id} {what}"
     assert isinstance(message, market_data.Trade), f"nobody knows how to tell {message}"
     what = f"{show_quantity(message.quantity)} @ {show_price(message.price)}"
-    return f"trade {message.trade_id} {what} by {Side(message.aggressor_side).name.lower()}"
+    side = Side(message.aggressor_side).name.lower()
+    return f"trade {message.trade_id} {what} by {side} open {show_quantity(message.open_interest)}"
 
 
 def tell_reject(
@@ -194,6 +195,7 @@ class Working:
     """A resting order as the reports tell of it."""
 
     session_id: int
+    account_id: int
     instrument_id: int
     side: int
     price: int
@@ -222,6 +224,7 @@ class Onlooker:
                 self.priority_count += 1
                 self.working[message.order_id] = Working(
                     session_id,
+                    message.account_id,
                     message.instrument_id,
                     message.side,
                     message.price,
@@ -230,6 +233,7 @@ class Onlooker:
                 )
             case OrderReplaced():
                 order = self.working[message.order_id]
+                assert message.account_id == order.account_id, f"{message} of another account"
                 order.price, order.leaves = message.price, message.leaves_quantity
                 if not message.priority_kept:
                     self.priority_count += 1
@@ -237,7 +241,9 @@ class Onlooker:
             case OrderFilled():
                 self._read_fill(message)
             case OrderCanceled() | OrderExpired():
-                self.working.pop(message.order_id, None)
+                gone = self.working.pop(message.order_id, None)
+                is_its = gone is None or message.account_id == gone.account_id
+                assert is_its, f"{message} of another account"
 
     def _read_fill(self, fill: OrderFilled) -> None:
         direction = 1 if fill.side == Side.BUY else -1

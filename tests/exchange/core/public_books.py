@@ -57,6 +57,8 @@ class PublicBooks:
     orders: dict[int, Shown] = field(default_factory=dict)
     place_count: int = 0
     trade_count: int = 0
+    open_interests: dict[int, int] = field(default_factory=dict)
+    """By instrument id, from its first trade on."""
     executed: OrderExecuted | None = None
     """Its trade is the next message."""
     executed_order: Shown | None = None
@@ -160,6 +162,7 @@ class PublicBooks:
         executed, order = self.executed, self.executed_order
         assert executed is not None, "checked before"
         assert order is not None, "set with the execution"
+        before = self.open_interests.get(order.instrument_id, 0)
         assert message == Trade(
             executed.sequence,
             executed.time_ns,
@@ -168,7 +171,13 @@ class PublicBooks:
             order.price,
             executed.quantity,
             3 - order.side,
+            message.open_interest,
         ), f"{message} after {executed}"
+        # Who they are is not public: each side opens, closes, or a part of both.
+        change = message.open_interest - before
+        assert -executed.quantity <= change <= executed.quantity, f"{message} after {before}"
+        assert message.open_interest >= 0, f"{message}: nobody is long by less than nothing"
+        self.open_interests[order.instrument_id] = message.open_interest
         self.executed = self.executed_order = None
 
     def _replace(self, message: OrderReplaced) -> None:

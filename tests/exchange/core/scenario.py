@@ -41,6 +41,7 @@ from protocol.records import (
     FROM_CLIENT,
     FROM_VENUE,
     MARKET_DATA,
+    REFERENCE,
     Connect,
     Continuation,
     Disconnect,
@@ -191,7 +192,7 @@ class Scenario:
         """Genesis and the operator's log-on, before the first line that needs a venue."""
         if OPERATOR not in self.clients:
             limits = {**dict.fromkeys(Genesis.__struct_fields__[3:-1], 100), **self.limits}
-            self._from_venue("", 0, 0, Genesis("brier", bytes(32), 2, **limits, epoch=1 << 20))
+            self._from_venue("", 0, 0, Genesis("brier", bytes(32), 3, **limits, epoch=1 << 20))
             self.clients[OPERATOR] = Client(1, 1, 1, 0)
             self._connect(OPERATOR, [])
 
@@ -357,7 +358,12 @@ class Scenario:
         return happened
 
     def _tell(self, event: EventOut, actor: str) -> list[str]:
-        """A line about an event; none for market data in a scenario that is not about it."""
+        """A line about an event; none for market data in a scenario that is not about it.
+
+        Who is who is for readers of the log of events: no client sees it happen.
+        """
+        if event.kind == REFERENCE:
+            return []
         if event.kind == MARKET_DATA:
             channel = "" if event.channel == 1 else f" {event.channel}"
             return [f"public{channel} {tell_public(event.message)}"] if self.is_public else []

@@ -12,7 +12,7 @@ from msgspec import Raw
 from msgspec.msgpack import Decoder, decode
 
 from exchange.core.engine import Batch, Engine
-from protocol import admin, market_data, order_entry, transport
+from protocol import admin, market_data, order_entry, records, transport
 from protocol.order_entry import Report
 from protocol.records import COMMAND_HEAD, EVENT_HEAD, MARKET_DATA
 from tests.exchange.core.strategies import Step, describe
@@ -40,7 +40,7 @@ TRIALS_MAX: Final = 600
 
 REPORTS: Final = {
     struct.__struct_config__.tag: struct
-    for module in (admin, market_data, order_entry, transport)
+    for module in (admin, market_data, order_entry, records, transport)
     for struct in vars(module).values()
     if isinstance(struct, type) and issubclass(struct, Report) and struct is not Report
 }

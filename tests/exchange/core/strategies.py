@@ -70,7 +70,7 @@ def genesis(random: Random, profile: str) -> Genesis:
     return Genesis(
         venue="brier",
         admin_key=b"\x01" * 32,
-        rules_version=2,
+        rules_version=3,
         participants_max=random.choice((3, many)),
         accounts_max=random.choice((5, many + 4, many + 4)),
         keys_max=random.choice((4, 7, many + 4)),

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from exchange.core import limits
-from protocol import admin, market_data, order_entry
+from protocol import admin, base, market_data, order_entry, records
 from protocol.base import NUMBER_MAX
 from protocol.codes import CancelOnDisconnect, DisconnectReason, OrderType, Side
 from protocol.codes import TimeInForce as Tif
@@ -29,12 +29,13 @@ DEFINITIONS: Final = (EventDefinition, InstrumentDefinition)
 
 
 def reports() -> Iterator[type[Report]]:
-    """Every message that the core emits, but for definitions and answers to log-ons."""
-    for module in (admin, order_entry, market_data):
+    """Every message of numbers that the core emits, but for answers to log-ons."""
+    for module in (admin, order_entry):
         for struct in vars(module).values():
             is_report = isinstance(struct, type) and issubclass(struct, Report)
-            if is_report and struct is not Report and struct not in DEFINITIONS:
+            if is_report and struct is not Report:
                 yield struct
+    yield from (one for one in get_args(market_data.MarketDataMessage) if one not in DEFINITIONS)
 
 
 @pytest.mark.parametrize("struct", tuple(reports()), ids=lambda struct: str(struct.__name__))
@@ -53,6 +54,10 @@ def longest(struct: type[msgspec.Struct]) -> msgspec.Struct:
             values.append([(-NUMBER_MAX, NUMBER_MAX)] * metas[0].max_length)
         elif field.name == "currency":
             values.append("A" * 8)
+        elif field.type == base.U32:
+            values.append(2**32 - 1)
+        elif field.name == "public_key":
+            values.append(b"k" * metas[0].max_length)
         elif metas:
             # A character takes up to four bytes in a text; a name has one-byte characters.
             character = "A" if metas[0].pattern else "\N{GRINNING FACE}"
@@ -67,6 +72,13 @@ def test_no_definition_is_longer_than_its_limit(struct: type[msgspec.Struct]) ->
     encoded = msgspec.msgpack.encode(longest(struct))
     assert msgspec.msgpack.decode(encoded, type=struct) == longest(struct)
     assert 512 < len(encoded) <= limits.DEFINITION_SIZE_MAX
+
+
+@pytest.mark.parametrize("struct", get_args(records.ReferenceMessage))
+def test_no_record_of_who_is_who_is_longer_than_a_report(struct: type[msgspec.Struct]) -> None:
+    encoded = msgspec.msgpack.encode(longest(struct))
+    assert msgspec.msgpack.decode(encoded, type=struct) == longest(struct)
+    assert 40 < len(encoded) <= limits.REPORT_SIZE_MAX
 
 
 def count_per_command(venue: Venue) -> list[int]:
@@ -159,6 +171,13 @@ def test_the_most_events_of_a_listing() -> None:
     assert count_per_command(venue) == [2, 2]
 
 
+def test_the_most_events_of_what_is_administered() -> None:
+    """Genesis comes when no work is allowed yet, and has as many as any command of its kind."""
+    venue = Venue()
+    venue.send(1, admin.Participant("alice"))
+    assert count_per_command(venue) == [3, 2, 2], "records; log-on, record; report, record"
+
+
 def test_the_bounds_hold_together() -> None:
     """What the most takes, each event in its longest form, is what `has_room` asks for."""
     entry = limits.ENTRY_HEAD_SIZE + limits.REPORT_SIZE_MAX
@@ -166,6 +185,7 @@ def test_the_bounds_hold_together() -> None:
     assert (4 * WORK + 3) * entry + definition <= limits.COMMAND_EVENTS_SIZE_MAX
     assert limits.COMMAND_EVENTS_SIZE_MAX <= limits.EVENTS_SIZE_MAX // 2
     assert len(get_args(market_data.MarketDataMessage)) == 9, "a new message is counted here"
+    assert len(get_args(records.ReferenceMessage)) == 5, "likewise"
 
 
 def test_a_batch_is_refused_just_before_a_command_might_not_fit() -> None:

@@ -29,12 +29,18 @@ from protocol.order_entry import (
 from protocol.records import (
     COMMAND_HEAD,
     EVENT_HEAD,
-    MARKET_DATA,
+    REPORT,
+    SESSION,
+    AccountRecorded,
     Connect,
     Continuation,
     Disconnect,
     Genesis,
+    KeyRecorded,
+    ParticipantRecorded,
+    SessionRecorded,
     TimeAdvance,
+    VenueRecorded,
     VenueStarted,
 )
 from protocol.transport import LogOnAccepted, LogOnRejected
@@ -48,7 +54,7 @@ VENUE = 2
 TIME = 1000
 """Time of set-up and of most commands, in nanoseconds."""
 LIMITS = Genesis(
-    "brier", b"k" * 32, 2, 9, 9, 9, 9, 9, 9, 9, 9, 9, work_per_command_max=2, epoch=1 << 20
+    "brier", b"k" * 32, 3, 9, 9, 9, 9, 9, 9, 9, 9, 9, work_per_command_max=2, epoch=1 << 20
 )
 ALICE = 2
 BOB = 3
@@ -102,8 +108,8 @@ def market() -> Sequencer:
 
 
 def messages(events: list[EventOut]) -> list[Struct]:
-    """Private messages."""
-    return [event.message for event in events if event.kind != MARKET_DATA]
+    """What sessions get."""
+    return [event.message for event in events if event.kind in (REPORT, SESSION)]
 
 
 def public(number: int, sequence: int, time_ns: int, message: Struct) -> EventOut:
@@ -111,12 +117,24 @@ def public(number: int, sequence: int, time_ns: int, message: Struct) -> EventOu
     return EventOut(3, 0, 0, number, sequence, time_ns, message, 1)
 
 
+def recorded(number: int, sequence: int, message: Struct) -> EventOut:
+    """A record of who is who."""
+    return EventOut(4, 0, 0, number, sequence, TIME, message)
+
+
 def test_log_on() -> None:
     sequencer = Sequencer()
-    assert venue(sequencer, LIMITS) == []
+    assert venue(sequencer, LIMITS) == [
+        recorded(1, 1, VenueRecorded(1, TIME, "brier", 1 << 20, 3)),
+        recorded(2, 1, ParticipantRecorded(1, TIME, 1, "brier")),
+        recorded(3, 1, KeyRecorded(1, TIME, 1, 1, b"k" * 32, 16)),
+    ]
     on = Connect(1, "ops", 1, 30_000, 2, 500, 1)
     accepted = LogOnAccepted(2, TIME, 1, 1, 1, 0, 0, 30_000, 2, 500, 1)
-    assert connect(sequencer, 1, 1, on) == [EventOut(2, 1, 1, 1, 2, TIME, accepted)]
+    assert connect(sequencer, 1, 1, on) == [
+        EventOut(2, 1, 1, 1, 2, TIME, accepted),
+        recorded(4, 2, SessionRecorded(2, TIME, 1, 1, "ops")),
+    ]
     client(sequencer, 1, 7, admin.Participant("alice"))
     again = LogOnAccepted(4, TIME, 1, 2, 2, 7, 0, 30_000, 2, 500, 1)
     assert connect(sequencer, 1, 2, on) == [EventOut(2, 1, 2, 2, 4, TIME, again)]
@@ -135,7 +153,35 @@ def test_log_on_with_a_revoked_key() -> None:
     rejected = LogOnRejected(RejectCode.UNKNOWN_KEY, 3, 0, "")
     assert event == EventOut(2, ALICE, 2, 0, 16, TIME, rejected)
     [event] = client(sequencer, ALICE, 1, NewOrder(1, 1, 1, 1, 100, 100))
-    assert event.message == OrderRejected(17, TIME, 1, 1, TIME - 5, 0, 22, 0, 0)
+    assert event.message == OrderRejected(17, TIME, 1, 1, TIME - 5, 0, 22, 0, 0, 1)
+
+
+def test_who_is_who() -> None:
+    """Behind its report, what was admitted, opened and permitted; nothing when it was refused."""
+    sequencer = Sequencer()
+    venue(sequencer, LIMITS)
+    connect(sequencer, 1, 1, Connect(1, "ops", 0, 0, 0, 0, 0))
+    key = bytes(range(32))
+    steps: list[tuple[Struct, Struct | None]] = [
+        (admin.Participant("alice"), ParticipantRecorded(3, TIME, 2, "alice")),
+        (admin.Participant("alice"), None),
+        (admin.Account(2, "main", "USD"), AccountRecorded(5, TIME, 1, 2, "main", "USD")),
+        (admin.Key(2, key, 9), KeyRecorded(6, TIME, 2, 2, key, 9)),
+        (admin.Key(2, key, 1), KeyRecorded(7, TIME, 2, 2, key, 1)),
+        (admin.Key(1, key, 1), None),
+        (admin.Key(2, key, 0), KeyRecorded(9, TIME, 2, 2, key, 0)),
+        (admin.Deposit(1, 1, 5), None),
+        (admin.Event("RAIN", 1, "Rain?", "USD"), None),
+    ]
+    count = 4
+    for number, (message, expected) in enumerate(steps, 1):
+        answer, *others = client(sequencer, 1, number, message)
+        assert (answer.kind, answer.number) == (REPORT, number)
+        count += expected is not None
+        records = [recorded(count, answer.sequence, expected)] if expected is not None else []
+        assert [event for event in others if event.kind == 4] == records
+    [refused] = connect(sequencer, 2, 1, Connect(2, "A", 0, 0, 0, 0, 0))
+    assert isinstance(refused.message, LogOnRejected), "a session that is not made is not told"
 
 
 def test_an_order_that_rests_and_one_that_trades() -> None:
@@ -157,7 +203,7 @@ def test_an_order_that_rests_and_one_that_trades() -> None:
         EventOut(1, 3, 1, 2, 16, time_ns, OrderFilled(
             16, time_ns, 9, 2, 1, 1, 2, 1, 6000, 300, 200, 300, 2, 0)),
         public(4, 16, time_ns, market_data.OrderExecuted(16, time_ns, 1, 1, 1, 300, 0)),
-        public(5, 16, time_ns, market_data.Trade(16, time_ns, 1, 1, 6000, 300, 1)),
+        public(5, 16, time_ns, market_data.Trade(16, time_ns, 1, 1, 6000, 300, 1, 300)),
         public(6, 16, time_ns, market_data.OrderAdded(16, time_ns, 1, 2, 1, 6100, 200)),
     ]  # fmt: skip
     state = sequencer.model.state
@@ -166,7 +212,7 @@ def test_an_order_that_rests_and_one_that_trades() -> None:
     assert available(state, 1) == 11_800_000 - 300 * 10_000
     assert available(state, 2) == 8_200_000 - 200 * 6100
     assert sequencer.advance(5000) == [
-        EventOut(1, 3, 1, 3, 17, 5000, OrderExpired(17, 5000, 9, 2, 200, 300)),
+        EventOut(1, 3, 1, 3, 17, 5000, OrderExpired(17, 5000, 9, 2, 200, 300, 2)),
         public(7, 17, 5000, market_data.OrderDeleted(17, 5000, 1, 2)),
     ]
     check_invariants(state)
@@ -185,7 +231,7 @@ def test_continuation_and_remainder() -> None:
     ]  # fmt: skip
     assert messages(events)[6:] == [
         OrderFilled(19, TIME, 1, 4, 3, 1, 2, 1, 5000, 100, 100, 300, 2, 0),
-        OrderCanceled(19, TIME, 1, 4, 8, TIME - 5, 66, 100, 300, 2),
+        OrderCanceled(19, TIME, 1, 4, 8, TIME - 5, 66, 100, 300, 2, 2),
     ]
 
 
@@ -193,19 +239,23 @@ def test_replace_and_cancel() -> None:
     sequencer = market()
     client(sequencer, ALICE, 1, NewOrder(1, 1, 1, 1, 5000, 300))
     assert messages(client(sequencer, ALICE, 2, ReplaceOrder(2, 1, 0, 5000, 200, 88))) == [
-        OrderReplaced(16, TIME, 2, 1, 2, TIME - 5, 88, 1, 5000, 200, 200, 1)
+        OrderReplaced(16, TIME, 2, 1, 2, TIME - 5, 88, 1, 5000, 200, 200, 1, 1)
     ]
     assert messages(client(sequencer, ALICE, 3, ReplaceOrder(4, 0, 1, 5100, 200))) == [
-        OrderReplaced(17, TIME, 4, 1, 3, TIME - 5, 0, 2, 5100, 200, 200, 0)
+        OrderReplaced(17, TIME, 4, 1, 3, TIME - 5, 0, 2, 5100, 200, 200, 0, 1)
+    ]
+    # The order is named once it is found; whose another participant's is, is not told.
+    assert messages(client(sequencer, ALICE, 31, ReplaceOrder(41, 0, 1, 5100, 200))) == [
+        CancelRejected(18, TIME, 41, 1, 31, TIME - 5, 0, 12, 52, 0, 0, 1)
     ]
     assert messages(client(sequencer, BOB, 1, ReplaceOrder(1, 0, 1, 5100, 300))) == [
-        CancelRejected(18, TIME, 1, 1, 1, TIME - 5, 0, 12, 50, 3, 0)
+        CancelRejected(19, TIME, 1, 1, 1, TIME - 5, 0, 12, 50, 3, 0, 0)
     ]
     assert messages(client(sequencer, BOB, 2, CancelOrder(0, 1))) == [
-        CancelRejected(19, TIME, 0, 1, 2, TIME - 5, 0, 11, 50, 2, 0)
+        CancelRejected(20, TIME, 0, 1, 2, TIME - 5, 0, 11, 50, 2, 0, 0)
     ]
     assert messages(client(sequencer, ALICE, 4, CancelOrder(4, 0, 99))) == [
-        OrderCanceled(20, TIME, 4, 1, 4, TIME - 5, 99, 200, 0, 1)
+        OrderCanceled(21, TIME, 4, 1, 4, TIME - 5, 99, 200, 0, 1, 1)
     ]
 
 
@@ -214,8 +264,10 @@ def test_cancel_from_another_session() -> None:
     connect(sequencer, 4, 1, Connect(2, "A2", 0, 0, 0, 0, 0))
     client(sequencer, ALICE, 1, NewOrder(7, 1, 1, 1, 5000, 300))
     assert client(sequencer, 4, 3, CancelOrder(0, 1, 99)) == [
-        EventOut(1, 4, 1, 1, 17, TIME, OrderCanceled(17, TIME, 7, 1, 3, TIME - 5, 99, 300, 0, 1)),
-        EventOut(1, 2, 1, 2, 17, TIME, OrderCanceled(17, TIME, 7, 1, 0, 0, 0, 300, 0, 1)),
+        EventOut(
+            1, 4, 1, 1, 17, TIME, OrderCanceled(17, TIME, 7, 1, 3, TIME - 5, 99, 300, 0, 1, 1)
+        ),
+        EventOut(1, 2, 1, 2, 17, TIME, OrderCanceled(17, TIME, 7, 1, 0, 0, 0, 300, 0, 1, 1)),
         public(4, 17, TIME, market_data.OrderDeleted(17, TIME, 1, 1)),
     ]
 
@@ -232,9 +284,9 @@ def test_cancel_on_disconnect_after_the_grace() -> None:
     events = sequencer.advance(due_ns)
     assert [event.sequence for event in events] == [19, 19, 20, 20, 20, 20]
     assert messages(events) == [
-        OrderCanceled(19, due_ns, 1, 1, 0, 0, 0, 100, 0, 3),
-        OrderCanceled(20, due_ns, 2, 2, 0, 0, 0, 100, 0, 3),
-        OrderCanceled(20, due_ns, 3, 3, 0, 0, 0, 100, 0, 3),
+        OrderCanceled(19, due_ns, 1, 1, 0, 0, 0, 100, 0, 3, 1),
+        OrderCanceled(20, due_ns, 2, 2, 0, 0, 0, 100, 0, 3, 1),
+        OrderCanceled(20, due_ns, 3, 3, 0, 0, 0, 100, 0, 3, 1),
     ]
     assert not sequencer.model.has_pending, "units ran out exactly with the last order"
 
@@ -250,8 +302,14 @@ def test_bytes_of_a_batch() -> None:
     head = COMMAND_HEAD.pack(40 + len(payload), 2, 0, 65535, 1, 1, 0, 0, TIME)
     assert batch.commands == head + payload
     answer = bytes.fromhex("9c 41 02 cd03e8 01 01 01 00 00 cd03e8 00 00 00")
-    assert batch.events == EVENT_HEAD.pack(40 + len(answer), 2, 0, 0, 1, 1, 1, 2, TIME) + answer
-    assert batch.events_crc == crc32(answer)
+    record = bytes.fromhex("96 6a 02 cd03e8 01 01 a36f7073")
+    assert batch.events == (
+        EVENT_HEAD.pack(40 + len(answer), 2, 0, 0, 1, 1, 1, 2, TIME)
+        + answer
+        + EVENT_HEAD.pack(40 + len(record), 4, 0, 0, 0, 0, 4, 2, TIME)
+        + record
+    )
+    assert batch.events_crc == crc32(answer + record)
     assert batch.commands[:8].hex() == "360000000200ffff"
     assert batch.events[:8].hex() == "3900000002000000"
 
@@ -325,7 +383,7 @@ def test_market_data_of_replaces() -> None:
     assert isinstance(incoming.message, OrderFilled)
     assert rest == [
         public(8, 19, TIME, market_data.OrderExecuted(19, TIME, 1, 2, 1, 100, 0)),
-        public(9, 19, TIME, market_data.Trade(19, TIME, 1, 1, 6000, 100, 1)),
+        public(9, 19, TIME, market_data.Trade(19, TIME, 1, 1, 6000, 100, 1, 100)),
         public(10, 19, TIME, market_data.OrderAdded(19, TIME, 1, 1, 1, 6000, 200)),
     ]
 
@@ -358,4 +416,4 @@ def test_left_over_work_and_deadlines_come_first() -> None:
     again = Sequencer(model)
     assert [event.sequence for event in venue(again, VenueStarted(), 4000)] == [20] * 4
     refuse(model, Disconnect(1), 4000, "due deadlines come first")
-    assert messages(again.advance(4000))[0] == OrderExpired(22, 4000, 4, 4, 100, 0)
+    assert messages(again.advance(4000))[0] == OrderExpired(22, 4000, 4, 4, 100, 0, 1)

@@ -28,6 +28,7 @@ _decode: Final = msgspec.msgpack.Decoder(
     | transport.LogOnAccepted
     | transport.LogOnRejected
     | market_data.MarketDataMessage
+    | records.ReferenceMessage
 ).decode
 
 
@@ -54,7 +55,7 @@ class Venue:
         genesis = records.Genesis(
             venue="test",
             admin_key=b"a" * 32,
-            rules_version=2,
+            rules_version=3,
             epoch=1 << 20,
             **(limits.GENESIS_DEFAULTS | bounds),
         )
