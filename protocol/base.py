@@ -10,6 +10,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 __all__ = [
+    "CHANNELS_MAX",
     "I62",
     "NUMBER_MAX",
     "TEXT_LENGTH_MAX",
@@ -28,6 +29,10 @@ NUMBER_MAX = 2**62 - 1
 TEXT_LENGTH_MAX = 128
 """Longest text or byte field, in characters: a 512-byte sector of a journal record can then
 never consist of one client's padding (see journal/FORMAT.md)."""
+
+CHANNELS_MAX = 64
+"""Channels of the market data are 1 to this: each costs two multicast groups, and a network card
+filters about so many before it takes all of them."""
 
 U8 = Annotated[int, Meta(ge=0, le=2**8 - 1)]
 U16 = Annotated[int, Meta(ge=0, le=2**16 - 1)]

@@ -8,8 +8,10 @@ change near it moves little.
 
 A message that cannot be true of the book raises `InconsistentError`; then the whole channel has
 lost its place. A book that is stale has no numbers at all: every look at them raises
-`StaleBookError`. Prices are in 1/10000 of the currency unit, quantities in 1/100 contract. Page:
-spec/market_data.md.
+`StaleBookError`. Whoever keeps the book may go on changing it meanwhile: it is stale while messages
+are missing (`suspend`), known again when they have come (`resume`) or when a snapshot has taken
+their place (`load`). Prices are in 1/10000 of the currency unit, quantities in 1/100 contract.
+Page: spec/market_data.md.
 """
 
 import hashlib
@@ -25,11 +27,17 @@ from protocol.market_data import InstrumentDefinition, Trade
 __all__ = [
     "Book",
     "InconsistentError",
+    "LastTrade",
     "Level",
+    "OrderRow",
+    "QueuePosition",
     "RestingOrder",
     "StaleBookError",
     "public_digest",
 ]
+
+OrderRow = tuple[int, int, int]
+"""An order in a snapshot: order_id, price, quantity."""
 
 _DIGEST_SIZE: Final = 32
 
@@ -57,6 +65,22 @@ class RestingOrder(NamedTuple):
     side: int
     price: int
     quantity: int
+
+
+class QueuePosition(NamedTuple):
+    """What trades before an order at its own price."""
+
+    orders_ahead: int
+    quantity_ahead: int
+
+
+class LastTrade(NamedTuple):
+    """What a snapshot says of the last trade, named as in `Trade`."""
+
+    trade_id: int
+    price: int
+    quantity: int
+    open_interest: int
 
 
 class _Level:
@@ -93,6 +117,23 @@ class _Side:
         level.orders[order_id] = quantity
         return level
 
+    def fill(self, rows: Iterable[OrderRow], orders: dict[int, _Level]) -> None:
+        """Enter the orders of a snapshot into an empty side: best price first, in priority."""
+        level: _Level | None = None
+        for order_id, price, quantity in rows:
+            key = price * self.sign
+            if level is None or key < level.key:
+                level = self.levels[key] = _Level(self, key)
+                self.keys.append(key)
+            elif key > level.key:
+                raise InconsistentError(f"order {order_id} is not behind a better price")
+            if order_id in orders or not quantity:
+                raise InconsistentError(f"order {order_id} is there twice, or with quantity 0")
+            level.quantity += quantity
+            level.orders[order_id] = quantity
+            orders[order_id] = level
+        self.keys.reverse()
+
     def leave(self, order_id: int, level: _Level) -> None:
         """Take an order out, with what is left of it."""
         level.quantity -= level.orders.pop(order_id)
@@ -111,6 +152,13 @@ class _Side:
         keys = reversed(self.keys[-depth:] if depth else self.keys)
         return [self.public(self.levels[key]) for key in keys]
 
+    def rows(self) -> list[OrderRow]:
+        return [
+            (order_id, key * self.sign, quantity)
+            for key in reversed(self.keys)
+            for order_id, quantity in self.levels[key].orders.items()
+        ]
+
     def orders(self) -> Iterator[RestingOrder]:
         for key in reversed(self.keys):
             for order_id, quantity in self.levels[key].orders.items():
@@ -118,21 +166,32 @@ class _Side:
 
 
 class Book:
-    """All resting orders of one instrument. The consumer changes it; users read.
+    """All resting orders of one instrument. Who keeps it changes it; users read.
 
     Everything that counts orders raises StaleBookError while `is_stale`.
     """
 
-    __slots__ = ("_buys", "_orders", "_sells", "_sides", "definition", "last_trade", "phase")
+    __slots__ = (
+        "_buys",
+        "_is_suspended",
+        "_orders",
+        "_phase",
+        "_sells",
+        "_sides",
+        "definition",
+        "is_stale",
+        "last_trade",
+    )
 
     def __init__(self, definition: InstrumentDefinition) -> None:
         self.definition = definition
-        self.phase: int | None = definition.phase
-        """As `protocol.codes.Phase`; None: a change may have been missed."""
-        self.last_trade: Trade | None = None
+        self.is_stale = False
+        """Whether messages are missing, so that nothing can be said of the orders."""
+        self.last_trade: Trade | LastTrade | None = None
         """The last one that was seen; trades are told of a stale book too."""
-        self._orders: dict[int, _Level] | None = {}
-        """Where each order is; None when stale."""
+        self._phase: int | None = definition.phase
+        self._is_suspended = False
+        """Whether what is kept is only out of date."""
         self._clear()
 
     # Reading.
@@ -148,9 +207,13 @@ class Book:
         return self.definition.symbol
 
     @property
-    def is_stale(self) -> bool:
-        """Whether messages were missed, so that nothing is known of the orders."""
-        return self._orders is None
+    def phase(self) -> int | None:
+        """As `protocol.codes.Phase`; None: a change may have been missed."""
+        return None if self._is_suspended else self._phase
+
+    @phase.setter
+    def phase(self, phase: int) -> None:
+        self._phase = phase
 
     @property
     def best_bid(self) -> Level | None:
@@ -179,6 +242,11 @@ class Book:
         self._known()
         return list(self._sides[side].orders())
 
+    def rows(self, side: Side) -> list[OrderRow]:
+        """The same as plain tuples of order_id, price and quantity, as snapshots have them."""
+        self._known()
+        return self._sides[side].rows()
+
     def order(self, order_id: int) -> RestingOrder | None:
         """One order by the venue's id, None when it does not rest here."""
         level = self._known().get(order_id)
@@ -186,6 +254,22 @@ class Book:
             return None
         side = level.side
         return RestingOrder(order_id, side.side, level.key * side.sign, level.orders[order_id])
+
+    def queue_position(self, order_id: int) -> QueuePosition | None:
+        """What stands before an order at its price, None when it does not rest here.
+
+        It takes as long as there are orders ahead.
+        """
+        level = self._known().get(order_id)
+        if level is None:
+            return None
+        orders_ahead = quantity_ahead = 0
+        for other_id, quantity in level.orders.items():
+            if other_id == order_id:
+                break
+            orders_ahead += 1
+            quantity_ahead += quantity
+        return QueuePosition(orders_ahead, quantity_ahead)
 
     @property
     def order_count(self) -> int:
@@ -196,7 +280,7 @@ class Book:
 
     def add(self, order_id: int, side: int, price: int, quantity: int) -> None:
         """An order rests."""
-        orders = self._known()
+        orders = self._orders
         if order_id in orders:
             raise InconsistentError(f"order {order_id} was added twice")
         entered = self._sides.get(side)
@@ -238,34 +322,63 @@ class Book:
             raise InconsistentError(f"order {order_id} was replaced by quantity 0")
         side = level.side
         side.leave(order_id, level)
-        self._known()[order_id] = side.enter(order_id, price, quantity)
+        self._orders[order_id] = side.enter(order_id, price, quantity)
+
+    # Knowing: what was missed, and how it was made good.
+
+    def suspend(self) -> None:
+        """Messages are missing: say nothing, and keep everything for when they have come."""
+        self.is_stale = self._is_suspended = True
+
+    def resume(self) -> None:
+        """Nothing is missing any more, or a snapshot was loaded."""
+        self.is_stale = self._is_suspended = False
 
     def lose(self) -> None:
-        """Messages were missed: forget all orders and the phase, for good."""
-        self._orders = None
-        self.phase = None
+        """Messages were missed: forget all orders and the phase. Only a snapshot mends it."""
+        self.is_stale = True
+        self._is_suspended = False
+        self._phase = None
         self._clear()
+
+    def load(self, phase: int, buys: Iterable[OrderRow], sells: Iterable[OrderRow]) -> None:
+        """Take phase and orders from a snapshot; they are not shown before `resume`.
+
+        Raises InconsistentError; nothing has changed then.
+        """
+        orders: dict[int, _Level] = {}
+        sides = _Side(Side.BUY), _Side(Side.SELL)
+        sides[0].fill(buys, orders)
+        sides[1].fill(sells, orders)
+        self.suspend()
+        self._phase = phase
+        self._enter(orders, *sides)
 
     # Inside.
 
     def _clear(self) -> None:
-        self._buys = _Side(Side.BUY)
-        self._sells = _Side(Side.SELL)
-        self._sides: dict[int, _Side] = {Side.BUY: self._buys, Side.SELL: self._sells}
+        self._enter({}, _Side(Side.BUY), _Side(Side.SELL))
+
+    def _enter(self, orders: dict[int, _Level], buys: _Side, sells: _Side) -> None:
+        self._orders = orders
+        """Where each order is."""
+        self._buys = buys
+        self._sells = sells
+        self._sides: dict[int, _Side] = {Side.BUY: buys, Side.SELL: sells}
 
     def _known(self) -> dict[int, _Level]:
-        if self._orders is None:
+        if self.is_stale:
             raise StaleBookError(f"the book of {self.symbol} is stale: messages were missed")
         return self._orders
 
     def _find(self, order_id: int) -> _Level:
-        level = self._known().get(order_id)
+        level = self._orders.get(order_id)
         if level is None:
             raise InconsistentError(f"order {order_id} is not in the book of {self.symbol}")
         return level
 
     def _remove(self, order_id: int, level: _Level) -> None:
-        del self._known()[order_id]
+        del self._orders[order_id]
         level.side.leave(order_id, level)
 
 

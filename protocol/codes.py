@@ -10,15 +10,20 @@ __all__ = [
     "CancelOnDisconnect",
     "CancelReason",
     "DisconnectReason",
+    "DropCopyScope",
     "EventKind",
     "Liquidity",
     "OrderType",
     "Phase",
     "RejectCode",
+    "RequestEndCode",
     "Role",
     "Side",
+    "SubscriptionForm",
+    "SubscriptionStart",
     "TerminateCode",
     "TimeInForce",
+    "WhenSlow",
 ]
 
 
@@ -160,6 +165,14 @@ class RejectCode(IntEnum):
     THROTTLED = 82
     BACK_PRESSURE = 83
     IMAGE_IN_PROGRESS = 84
+    # Feed.
+    UNKNOWN_CHANNEL = 90
+    NUMBER_TOO_HIGH = 91
+    REQUEST_IN_PROGRESS = 92
+    SUBSCRIPTION_LIMIT = 93
+    DUPLICATE_REQUEST = 94
+    UNKNOWN_REQUEST = 95
+    SEQUENCE_TOO_HIGH = 96
 
 
 class TerminateCode(IntEnum):
@@ -174,3 +187,48 @@ class TerminateCode(IntEnum):
     SLOW_CONSUMER = 106
     REPLACED = 107
     SHUTDOWN = 108
+    NOT_PERMITTED = 109
+
+
+class SubscriptionForm(IntEnum):
+    """What a subscription carries: messages as they are (the first two), or states of them."""
+
+    ORDERS = 1
+    TRADES = 2
+    LEVELS = 3
+    BEST_PRICES = 4
+    STATISTICS = 5
+    CANDLES = 6
+
+
+class SubscriptionStart(IntEnum):
+    """Where a subscription begins."""
+
+    LIVE = 1
+    NUMBER = 2
+    SNAPSHOT = 3
+
+
+class WhenSlow(IntEnum):
+    """What becomes of a subscription whose reader is too slow."""
+
+    CONFLATE = 1
+    DISCONNECT = 2
+
+
+class DropCopyScope(IntEnum):
+    """Whose reports a drop copy carries."""
+
+    PARTICIPANT = 1
+    ACCOUNTS = 2
+    ALL = 3
+
+
+class RequestEndCode(IntEnum):
+    """Why a request to the feed ended."""
+
+    DONE = 1
+    UNSUBSCRIBED = 2
+    TOO_SLOW = 3
+    NOT_PERMITTED = 4
+    FAILED = 5

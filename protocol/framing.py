@@ -20,6 +20,9 @@ __all__ = [
     "CLIENT_FRAME_SIZE_MAX",
     "HEADER",
     "HEADER_SIZE",
+    "LAST_PIECE",
+    "LOG",
+    "PACKET",
     "REPLAYED",
     "SEQUENCED",
     "SESSION",
@@ -48,10 +51,16 @@ SESSION: Final = 1
 SEQUENCED: Final = 2
 """Frame kind: a command or a report, numbered."""
 UNSEQUENCED: Final = 3
-"""Frame kind: the gateway about commands and state, not numbered."""
+"""Frame kind: the gateway about commands and state; requests to the feed, and its answers."""
+PACKET: Final = 4
+"""Frame kind, feed: a whole packet; the number says which form of subscription it belongs to."""
+LOG: Final = 5
+"""Frame kind, feed: a piece of a record of the event log; the number is its first sequence."""
 
 REPLAYED: Final = 1
-"""Frame flag, venue: a report from before the log-on, sent because the client asked for it."""
+"""Frame flag: a report from before the log-on, or a candle of the past, that was asked for."""
+LAST_PIECE: Final = 2
+"""Frame flag, kind LOG: the record ends with this piece."""
 
 
 class Frame(NamedTuple):
@@ -79,18 +88,20 @@ def encode_frame(
 
 
 class FrameReader:
-    """Cuts fed bytes into frames; `limit` is the largest frame in bytes that this end accepts.
+    """Cuts fed bytes into frames; `limit` is the largest frame in bytes that this end accepts, and
+    `kind_max` the highest kind that its connection knows.
 
     A chunk is kept as it came and frames are sliced from it, so a chunk with thousands of frames
     is copied once. Only what is left of an incomplete frame (less than `limit` bytes) is copied
     again with the next chunk, so the buffer never exceeds one frame and one chunk.
     """
 
-    __slots__ = ("_buffer", "_limit", "_position")
+    __slots__ = ("_buffer", "_kind_max", "_limit", "_position")
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, kind_max: int = UNSEQUENCED) -> None:
         assert HEADER_SIZE < limit <= VENUE_FRAME_SIZE_MAX, "a limit the length field can say"
         self._limit = limit
+        self._kind_max = kind_max
         self._buffer = b""
         self._position = 0
 
@@ -123,7 +134,7 @@ class FrameReader:
                 TerminateCode.FRAME_SIZE,
                 f"frame length {length} is not in {HEADER_SIZE}..{self._limit}",
             )
-        if not SESSION <= kind <= UNSEQUENCED:
+        if not SESSION <= kind <= self._kind_max:
             raise RemoteProtocolError(TerminateCode.MALFORMED, f"frame kind {kind} is unknown")
         if number > NUMBER_MAX:
             raise RemoteProtocolError(

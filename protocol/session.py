@@ -4,6 +4,10 @@ It does no I/O and reads no clock. Bytes and times go in; messages, bytes to sen
 deadline come out. Who may send what in which state is data in `protocol.states`: looked up before
 we send (LocalProtocolError) and when we have read (RemoteProtocolError).
 
+What the connection is for, order entry or the feed, decides which messages there are and which
+frames; the rest is one and the same. On the feed nothing is numbered: requests and answers travel
+UNSEQUENCED, packets and the event log in frames of their own kinds.
+
 `now_ns` is nanoseconds since the epoch, UTC, from a clock that never goes back. It stamps frame
 headers and drives the keepalive.
 
@@ -11,24 +15,30 @@ After every call the owner writes `data_to_send()`, and closes the transport onc
 CLOSED. A venue's hot path scans and numbers commands in compiled code: it takes the unread bytes
 over when the connection is ESTABLISHED (`take_unread`), gives back only frames of the session
 kind (`receive_frame`) and tells the numbers it has dealt with (`numbers_received`,
-`numbers_sent`). Without that cut the machine does all of it itself. Page: spec/transport.md.
+`numbers_sent`). Without that cut the machine does all of it itself. Pages: spec/transport.md,
+spec/feed.md.
 """
 
 from typing import Final, NamedTuple
 
 from protocol.codes import CancelOnDisconnect, RejectCode, TerminateCode
 from protocol.errors import LocalProtocolError, MessageError, RemoteProtocolError, bounded
+from protocol.feed import FeedRequest, LogPiece, PacketPiece
 from protocol.framing import (
     CLIENT_FRAME_SIZE_MAX,
     HEADER_SIZE,
+    LAST_PIECE,
+    LOG,
+    PACKET,
     SEQUENCED,
+    SESSION,
     UNSEQUENCED,
     VENUE_FRAME_SIZE_MAX,
     Frame,
     FrameReader,
     encode_frame,
 )
-from protocol.states import FORMS, ROWS, TRANSITIONS, Party, State, Step
+from protocol.states import FORMS, ROWS, TRANSITIONS, Party, Service, State, Step
 from protocol.transport import (
     Heartbeat,
     Hello,
@@ -41,10 +51,14 @@ from protocol.transport import (
 )
 from protocol.wire import (
     ClientMessage,
+    FeedMessage,
     VenueMessage,
     decode_client,
+    decode_feed,
+    decode_feed_request,
     decode_venue,
     encode,
+    feed_reject,
     session_reject,
 )
 
@@ -57,6 +71,7 @@ __all__ = [
     "Connection",
     "Party",
     "Received",
+    "Service",
     "State",
 ]
 
@@ -81,10 +96,26 @@ _FRAME_SIZE_MAX: Final = {
     Party.CLIENT: CLIENT_FRAME_SIZE_MAX,
     Party.VENUE: VENUE_FRAME_SIZE_MAX,
 }
+_KIND_MAX: Final = {Service.ORDER_ENTRY: UNSEQUENCED, Service.FEED: LOG}
+_KINDS: Final = {
+    service: {
+        party: tuple(dict.fromkeys(form.kind for form in forms.values()))
+        for party, forms in table.items()
+    }
+    for service, table in FORMS.items()
+}
 _LOG_ON_TAG: Final = LogOn.__struct_config__.tag
 _LOG_ON_FIELDS: Final = {name: i for i, name in enumerate(LogOn.__struct_fields__, start=1)}
 
-Message = ClientMessage | VenueMessage
+_PIECES: Final = (PacketPiece, LogPiece)
+_KIND_NAMES: Final = {
+    SESSION: "a session frame",
+    UNSEQUENCED: "an unsequenced frame",
+    PACKET: "a packet",
+    LOG: "a log piece",
+}
+
+Message = ClientMessage | VenueMessage | FeedRequest | FeedMessage | PacketPiece | LogPiece
 
 
 class Received(NamedTuple):
@@ -100,6 +131,7 @@ class Connection:
     __slots__ = (
         "_forms",
         "_heard_ns",
+        "_kinds",
         "_may_receive",
         "_may_send",
         "_now_ns",
@@ -120,12 +152,15 @@ class Connection:
         "next_number",
         "party",
         "queued_size",
+        "refused_count",
+        "service",
         "state",
         "unknown_count",
     )
 
-    def __init__(self, party: Party, now_ns: int) -> None:
+    def __init__(self, party: Party, now_ns: int, service: Service = Service.ORDER_ENTRY) -> None:
         self.party = party
+        self.service = service
         self.hello: Hello | None = None
         """What the venue said first: its name and the nonce to sign."""
         self.next_number = 1
@@ -137,14 +172,17 @@ class Connection:
         self.duplicate_count = 0
         self.unknown_count = 0
         """Frames that were dropped: known numbers; tags of a newer venue."""
+        self.refused_count = 0
+        """Invalid requests to a feed that were answered here."""
         self.ended: Terminate | LogOnRejected | None = None
         """Why the connection is CLOSED, when somebody said so."""
         self.ended_by: Party | None = None
         self.queued_size = 0
         """Bytes that `data_to_send` would return."""
         self._peer = _PEER[party]
-        self._reader = FrameReader(_FRAME_SIZE_MAX[self._peer])
-        self._forms = FORMS[party]
+        self._reader = FrameReader(_FRAME_SIZE_MAX[self._peer], _KIND_MAX[service])
+        self._forms = FORMS[service][party]
+        self._kinds = _KINDS[service][self._peer]
         self._payload_size_max = _FRAME_SIZE_MAX[party] - HEADER_SIZE
         self._outbox: list[bytes] = []
         self._wanted = 0
@@ -221,7 +259,7 @@ class Connection:
                 f"the {self.party.value} cannot send {type(message).__name__} "
                 f"when {self.state.value}"
             )
-        payload = encode(message)
+        payload = message.data if isinstance(message, _PIECES) else encode(message)
         if len(payload) > self._payload_size_max:
             raise LocalProtocolError(
                 f"{type(message).__name__} takes {len(payload)} bytes, "
@@ -232,8 +270,12 @@ class Connection:
             self._apply(message, self.party, next_number)
             self._enter(target)
         kind = self._forms[type(message)].kind
-        number = self.next_number
-        frame = encode_frame(kind, number, payload, self._now_ns)
+        number, flags = self.next_number, 0
+        if isinstance(message, PacketPiece):
+            number = message.form
+        elif isinstance(message, LogPiece):
+            number, flags = message.sequence, LAST_PIECE if message.is_last else 0
+        frame = encode_frame(kind, number, payload, self._now_ns, flags=flags)
         self._outbox.append(frame)
         self.queued_size += len(frame)
         self._sent_ns = self._now_ns
@@ -301,9 +343,11 @@ class Connection:
     def _enter(self, state: State) -> None:
         """Change the state, and with it the rows of the table that apply."""
         self.state = state
-        self._may_send = ROWS[self.party][state]
-        self._may_receive = ROWS[self._peer][state]
-        self._takes_numbered = _NUMBERED[self._peer] in TRANSITIONS[self._peer][state]
+        rows = ROWS[self.service]
+        self._may_send = rows[self.party][state]
+        self._may_receive = rows[self._peer][state]
+        steps = TRANSITIONS[self.service][self._peer][state]
+        self._takes_numbered = _NUMBERED[self._peer] in steps
         if state is State.CLOSED:
             self._reader.take_unread()
 
@@ -314,13 +358,10 @@ class Connection:
                 raise self._violation("a numbered frame")
             if not self._take_number(frame.number):
                 return None
-        elif frame.kind == UNSEQUENCED and self._peer is Party.CLIENT:
-            raise self._violation("an unsequenced frame")
+        elif frame.kind not in self._kinds:
+            raise self._violation(_KIND_NAMES[frame.kind])
         try:
-            if self._peer is Party.VENUE:
-                message: Message = decode_venue(frame.kind, frame.payload)
-            else:
-                message = decode_client(frame.kind, frame.payload)
+            message = self._decode(frame)
         except MessageError as error:
             self._refuse(frame, error)
             return None
@@ -334,6 +375,18 @@ class Connection:
             self._apply(message, self._peer, frame.number)
             self._enter(target)
         return Received(message, frame)
+
+    def _decode(self, frame: Frame) -> Message:
+        """Return the message of a frame of a kind that the peer may send."""
+        kind, payload = frame.kind, frame.payload
+        if kind == PACKET:
+            return PacketPiece(frame.number, payload)
+        if kind == LOG:
+            return LogPiece(frame.number, bool(frame.flags & LAST_PIECE), payload)
+        is_request = kind == UNSEQUENCED and self.service is Service.FEED
+        if self._peer is Party.VENUE:
+            return decode_feed(payload) if is_request else decode_venue(kind, payload)
+        return decode_feed_request(payload) if is_request else decode_client(kind, payload)
 
     def _violation(self, what: str) -> RemoteProtocolError:
         return RemoteProtocolError(
@@ -366,6 +419,9 @@ class Connection:
             self.unknown_count += 1
         elif frame.kind == SEQUENCED:
             self.send(session_reject(frame.number, error), self._now_ns)
+        elif frame.kind == UNSEQUENCED and self.state is State.ESTABLISHED:
+            self.refused_count += 1
+            self.send(feed_reject(frame.payload, error), self._now_ns)
         elif self.state is State.GREETED and error.tag == _LOG_ON_TAG:
             is_name = error.field == _LOG_ON_FIELDS["session"]
             code = RejectCode.BAD_SESSION_NAME if is_name else RejectCode.INVALID_MESSAGE
@@ -386,6 +442,10 @@ class Connection:
             return _log_on_rejected(out_of_range, "cancel_on_disconnect", CancelOnDisconnect.ALWAYS)
         if log_on.cancel_grace_ms > CANCEL_GRACE_MS_MAX:
             return _log_on_rejected(out_of_range, "cancel_grace_ms", CANCEL_GRACE_MS_MAX)
+        if self.service is Service.FEED:
+            for field in ("next_number", "cancel_on_disconnect", "cancel_grace_ms"):
+                if getattr(log_on, field):
+                    return _log_on_rejected(RejectCode.FIELD_NOT_ALLOWED, field, 0)
         return None
 
     def _apply(self, message: Message, sender: Party, number: int) -> None:

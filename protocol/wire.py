@@ -24,10 +24,19 @@ from protocol.admin import (
     Resume,
     Withdraw,
 )
+from protocol.base import U62
 from protocol.codes import RejectCode
 from protocol.errors import MessageError
+from protocol.feed import FeedAnswer, FeedReject, FeedRequest
 from protocol.framing import SEQUENCED, SESSION, UNSEQUENCED
-from protocol.market_data import MarketDataMessage
+from protocol.market_data import (
+    DerivedMessage,
+    EventDefinition,
+    InstrumentDefinition,
+    InstrumentStatus,
+    MarketDataMessage,
+    SnapshotMessage,
+)
 from protocol.order_entry import (
     CancelOrder,
     CancelRejected,
@@ -40,6 +49,7 @@ from protocol.order_entry import (
     OrderReplaced,
     ReplaceOrder,
 )
+from protocol.records import ReferenceMessage
 from protocol.transport import (
     Heartbeat,
     Hello,
@@ -64,15 +74,22 @@ __all__ = [
     "ClientMessage",
     "ClientSessionMessage",
     "Command",
+    "CopiedMessage",
+    "FeedMessage",
     "VenueMessage",
     "VenueNotice",
     "VenueReport",
     "VenueSessionMessage",
     "decode_client",
     "decode_command",
+    "decode_copied",
+    "decode_feed",
+    "decode_feed_request",
     "decode_market_data",
+    "decode_snapshot",
     "decode_venue",
     "encode",
+    "feed_reject",
     "peek_tag",
     "session_reject",
 ]
@@ -111,6 +128,10 @@ VenueReport = (
 VenueSessionMessage = Hello | LogOnAccepted | LogOnRejected | VenueHeartbeat | Terminate
 VenueNotice = NotApplied | SessionReject | StateOrders | StatePositions | StateBalances | StateEnd
 VenueMessage = VenueReport | VenueSessionMessage | VenueNotice
+FeedMessage = (
+    FeedAnswer | DerivedMessage | EventDefinition | InstrumentDefinition | InstrumentStatus
+)
+CopiedMessage = VenueReport | ReferenceMessage
 
 encode: Final = msgspec.msgpack.Encoder().encode
 """Message to bytes; the caller's messages are taken as valid."""
@@ -121,6 +142,20 @@ _VENUE_REPORT: Final[Decoder[VenueReport]] = Decoder(VenueReport)
 _VENUE_SESSION: Final[Decoder[VenueSessionMessage]] = Decoder(VenueSessionMessage)
 _VENUE_NOTICE: Final[Decoder[VenueNotice]] = Decoder(VenueNotice)
 _MARKET_DATA: Final[Decoder[MarketDataMessage]] = Decoder(MarketDataMessage)
+_SNAPSHOT: Final[Decoder[SnapshotMessage]] = Decoder(SnapshotMessage)
+_FEED_REQUEST: Final[Decoder[FeedRequest]] = Decoder(FeedRequest)
+_FEED: Final[Decoder[FeedMessage]] = Decoder(FeedMessage)
+_COPIED: Final[Decoder[CopiedMessage]] = Decoder(CopiedMessage)
+
+
+class _RequestHead(msgspec.Struct, array_like=True, gc=False):
+    """What every request to the feed begins with."""
+
+    tag: U62
+    request_id: U62
+
+
+_REQUEST_HEAD: Final[Decoder[_RequestHead]] = Decoder(_RequestHead)
 
 _BAD_INPUT: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for bytes: its own errors, for a text that is not UTF-8 the codec's, and for
@@ -136,7 +171,10 @@ _TAG_MAX: Final = 2**16 - 1
 
 _CLASSES: Final[dict[int, type[msgspec.Struct]]] = {
     message.__struct_config__.tag: message
-    for union in (ClientMessage, VenueMessage, MarketDataMessage)
+    for union in (
+        *(ClientMessage, VenueMessage, FeedRequest, FeedMessage),
+        *(MarketDataMessage, SnapshotMessage, ReferenceMessage),
+    )
     for message in union.__args__
 }
 _FIELD: Final = re.compile(r"at `\$\[(\d+)\]")
@@ -182,6 +220,47 @@ def decode_market_data(payload: bytes) -> MarketDataMessage:
         return _MARKET_DATA.decode(payload)
     except _BAD_INPUT as error:
         raise _message_error(payload, error) from None
+
+
+def decode_snapshot(payload: bytes) -> SnapshotMessage:
+    """Decode a message of a snapshot, as it is in a packet's block. Raises MessageError."""
+    try:
+        return _SNAPSHOT.decode(payload)
+    except _BAD_INPUT as error:
+        raise _message_error(payload, error) from None
+
+
+def decode_feed_request(payload: bytes) -> FeedRequest:
+    """Decode what is inside a frame of kind UNSEQUENCED to the feed. Raises MessageError."""
+    try:
+        return _FEED_REQUEST.decode(payload)
+    except _BAD_INPUT as error:
+        raise _message_error(payload, error) from None
+
+
+def decode_feed(payload: bytes) -> FeedMessage:
+    """Decode what is inside a frame of kind UNSEQUENCED from the feed. Raises MessageError."""
+    try:
+        return _FEED.decode(payload)
+    except _BAD_INPUT as error:
+        raise _message_error(payload, error) from None
+
+
+def decode_copied(payload: bytes) -> CopiedMessage:
+    """Decode the report inside a `DropCopyReport`. Raises MessageError."""
+    try:
+        return _COPIED.decode(payload)
+    except _BAD_INPUT as error:
+        raise _message_error(payload, error) from None
+
+
+def feed_reject(payload: bytes, error: MessageError) -> FeedReject:
+    """Return the feed's answer to an invalid request; its id is 0 when it cannot be read."""
+    try:
+        request_id = _REQUEST_HEAD.decode(payload).request_id
+    except _BAD_INPUT:
+        request_id = 0
+    return FeedReject(request_id, error.tag, error.code, error.field, 0, 0, error.text)
 
 
 def session_reject(number: int, error: MessageError) -> SessionReject:

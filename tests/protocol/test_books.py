@@ -10,6 +10,8 @@ from protocol.books import (
     Book,
     InconsistentError,
     Level,
+    OrderRow,
+    QueuePosition,
     RestingOrder,
     StaleBookError,
     public_digest,
@@ -157,3 +159,78 @@ def test_the_digest_takes_these_words(book: Book) -> None:
     expected = hashlib.blake2b(struct.pack("<23q", *words), digest_size=32).hexdigest()
     assert public_digest([book, new_book(3)]) == expected
     assert public_digest([]) == hashlib.blake2b(b"", digest_size=32).hexdigest()
+
+
+def test_the_place_in_the_queue(book: Book) -> None:
+    """Orders 11 (300) and 12 (200) rest at 5000, in this order."""
+    assert book.queue_position(11) == QueuePosition(0, 0)
+    assert book.queue_position(12) == QueuePosition(1, 300)
+    assert book.queue_position(13) == QueuePosition(0, 0), "other prices do not count"
+    assert book.queue_position(99) is None
+    book.add(14, 1, 5_000, 700)
+    book.execute(11, 100, 200)
+    assert book.queue_position(14) == QueuePosition(2, 400)
+    book.reduce(12, 50)
+    assert book.queue_position(14) == QueuePosition(2, 250)
+    book.replace(11, 5_000, 900)
+    assert book.queue_position(14) == QueuePosition(1, 50)
+    assert book.queue_position(11) == QueuePosition(2, 750)
+
+
+def test_a_suspended_book_says_nothing_and_goes_on(book: Book) -> None:
+    book.suspend()
+    assert (book.is_stale, book.phase) == (True, None)
+    looks: list[Callable[[], object]] = [
+        lambda: book.best_bid,
+        lambda: book.best_ask,
+        book.bids,
+        book.asks,
+        lambda: book.orders(Side.BUY),
+        lambda: book.rows(Side.BUY),
+        lambda: book.order(11),
+        lambda: book.queue_position(11),
+        lambda: book.order_count,
+    ]
+    for look in looks:
+        with pytest.raises(StaleBookError):
+            look()
+    book.add(14, 1, 5_000, 700)
+    book.delete(11)
+    book.phase = Phase.HALTED
+    assert book.phase != Phase.HALTED
+    book.resume()
+    assert book.phase == Phase.HALTED
+    assert book.best_bid == Level(5_000, 900, 2)
+
+
+def test_a_snapshot_is_shown_when_the_book_is_resumed(book: Book) -> None:
+    buys: list[OrderRow] = [(31, 4_500, 10), (30, 4_500, 20), (32, 4_400, 5)]
+    sells: list[OrderRow] = [(41, 4_600, 1), (40, 4_700, 2)]
+    book.lose()
+    book.load(Phase.HALTED, buys, sells)
+    assert (book.is_stale, book.phase) == (True, None)
+    book.resume()
+    assert book.phase == Phase.HALTED
+    assert book.rows(Side.BUY) == buys
+    assert book.rows(Side.SELL) == sells
+    assert book.bids() == [Level(4_500, 30, 2), Level(4_400, 5, 1)]
+    assert book.asks() == [Level(4_600, 1, 1), Level(4_700, 2, 1)]
+    assert book.queue_position(30) == QueuePosition(1, 10)
+    book.add(50, 1, 4_450, 3)
+    book.delete(31)
+    assert ids(book, Side.BUY) == [30, 50, 32]
+
+
+def test_a_snapshot_that_cannot_be_changes_nothing(book: Book) -> None:
+    before = book.rows(Side.BUY)
+    for buys, sells in (
+        ([(1, 4_400, 1), (2, 4_500, 1)], []),
+        ([], [(1, 4_500, 1), (2, 4_400, 1)]),
+        ([(1, 4_400, 1), (1, 4_300, 1)], []),
+        ([(1, 4_400, 1)], [(1, 4_500, 1)]),
+        ([(1, 4_400, 0)], []),
+    ):
+        with pytest.raises(InconsistentError):
+            book.load(Phase.OPEN, buys, sells)
+        assert book.rows(Side.BUY) == before
+        assert not book.is_stale

@@ -13,6 +13,8 @@ from protocol.framing import (
     CLIENT_FRAME_SIZE_MAX,
     HEADER,
     HEADER_SIZE,
+    LOG,
+    PACKET,
     SEQUENCED,
     SESSION,
     UNSEQUENCED,
@@ -139,6 +141,16 @@ def test_an_unknown_kind_is_refused(kind: int) -> None:
         reader.next_frame()
     assert caught.value.code is TerminateCode.MALFORMED
     assert caught.value.text == f"frame kind {kind} is unknown"
+
+
+@pytest.mark.parametrize("kind", [0, *range(6, 256)])
+def test_the_feed_has_two_kinds_more(kind: int) -> None:
+    reader = FrameReader(VENUE_FRAME_SIZE_MAX, LOG)
+    frames = [Frame(one, 0, 7, 0, 0, b"piece") for one in (PACKET, LOG)]
+    reader.feed(b"".join(map(encode, frames)) + header(30, kind))
+    assert [reader.next_frame(), reader.next_frame()] == frames
+    with pytest.raises(RemoteProtocolError, match=f"frame kind {kind} is unknown"):
+        reader.next_frame()
 
 
 @pytest.mark.parametrize("number", [NUMBER_MAX + 1, 2**63, 2**64 - 1])

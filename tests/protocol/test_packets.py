@@ -20,6 +20,11 @@ from protocol.market_data import (
     OrderExecuted,
     OrderReduced,
     OrderReplaced,
+    SnapshotBegin,
+    SnapshotEnd,
+    SnapshotInstrument,
+    SnapshotMessage,
+    SnapshotOrders,
     Trade,
 )
 from protocol.packets import (
@@ -31,11 +36,16 @@ from protocol.packets import (
     LAST,
     PACKET_HEADER,
     PACKET_SIZE_MAX,
+    SELECTED,
+    SELECTED_BLOCK_HEAD,
+    SNAPSHOT,
     Block,
     Packet,
     PacketError,
+    SelectedBlock,
     decode_message,
     decode_packet,
+    decode_snapshot_message,
     encode_packet,
 )
 from protocol.wire import encode
@@ -52,7 +62,15 @@ MESSAGES: Final[tuple[Any, ...]] = (
     OrderReduced(6, 7, 3, 88, 650),
     OrderDeleted(7, 8, 3, 88),
     OrderReplaced(8, 9, 3, 88, 5_400, 900),
-    Trade(9, 10, 3, 501, 5_500, 250, 2),
+    Trade(9, 10, 3, 501, 5_500, 250, 2, 3_000),
+)
+OF_SNAPSHOT: Final[tuple[Any, ...]] = (
+    SnapshotBegin(9, 10, 700, 45, 1, 1, 1),
+    MESSAGES[0],
+    MESSAGES[1],
+    SnapshotInstrument(9, 10, 3, 45, 1, 2, 0, 501, 5_500, 250, 1_250),
+    SnapshotOrders(9, 10, 3, 1, [(88, 5_500, 650), (89, -5_400, 1)]),
+    SnapshotEnd(9, 10, 700, 45, 2),
 )
 EPOCH: Final = 5 << 20
 PACKET: Final = Packet(
@@ -67,6 +85,17 @@ PACKET: Final = Packet(
         Block(FIRST | LAST, encode(MESSAGES[6])),
     ],
 )
+SNAPSHOT_PACKET: Final = PACKET._replace(
+    kind=SNAPSHOT, number=700, blocks=[Block(FIRST | LAST, encode(one)) for one in OF_SNAPSHOT]
+)
+SELECTED_PACKET: Final = PACKET._replace(
+    kind=SELECTED,
+    blocks=[
+        SelectedBlock(FIRST, encode(MESSAGES[4]), 41),
+        SelectedBlock(LAST, encode(MESSAGES[8]), 42),
+        SelectedBlock(FIRST | LAST, encode(MESSAGES[8]), 41 + 2**32 - 1),
+    ],
+)
 BEAT: Final = Packet(HEARTBEAT, 7, EPOCH, 44, 1_735_689_600_000_000_000, [])
 
 GOLDEN: Final = (
@@ -77,6 +106,16 @@ GOLDEN: Final = (
     (
         Packet(HEARTBEAT, 64, 0, 1, 0, []),
         "5242 01 02 4000 0000 0000000000000000 0100000000000000 0000000000000000",
+    ),
+    (
+        Packet(SNAPSHOT, 1, 0, 7, 0, [Block(3, b"\x91\x77"), Block(3, b"\x91\x7a")]),
+        "5242 01 03 0100 0200 0000000000000000 0700000000000000 0000000000000000"
+        " 0200 03 9177 0200 03 917a",
+    ),
+    (
+        Packet(SELECTED, 1, 0, 7, 0, [SelectedBlock(1, b"\x91\x76", 8)]),
+        "5242 01 04 0100 0100 0000000000000000 0700000000000000 0000000000000000"
+        " 0200 01 01000000 9176",
     ),
 )
 
@@ -96,6 +135,18 @@ def test_a_packet_comes_back_with_its_messages() -> None:
         MESSAGES[6],
     ]
     assert decode_packet(encode_packet(BEAT)) == BEAT
+
+
+def test_a_snapshot_comes_back_with_its_messages() -> None:
+    packet = decode_packet(encode_packet(SNAPSHOT_PACKET))
+    assert packet == SNAPSHOT_PACKET
+    assert [decode_snapshot_message(one.payload) for one in packet.blocks] == [*OF_SNAPSHOT]
+
+
+def test_selected_messages_come_back_with_their_numbers() -> None:
+    packet = decode_packet(encode_packet(SELECTED_PACKET))
+    assert packet == SELECTED_PACKET
+    assert all(isinstance(one, SelectedBlock) for one in packet.blocks)
 
 
 def raw(
@@ -129,7 +180,7 @@ WRONG: Final = (
     (raw(version=0), "version 0, not 1"),
     (raw(version=2), "version 2, not 1"),
     (raw(kind=0), "kind 0 is unknown"),
-    (raw(kind=3), "kind 3 is unknown"),
+    (raw(kind=5), "kind 5 is unknown"),
     (raw(kind=255), "kind 255 is unknown"),
     (raw(channel=0), "channel 0 is not in 1..64"),
     (raw(channel=65), "channel 65 is not in 1..64"),
@@ -154,6 +205,23 @@ WRONG: Final = (
     (raw(b"\x03\x00\x03\x91\x74"), "cut short in message 1 of 1"),
     (raw(b"\xff\xff\x03\x91\x74"), "cut short in message 1 of 1"),
     (raw(b"\x01\x00\x03\x91\x74"), "1 bytes behind the last message"),
+    (raw(b"", kind=SNAPSHOT, count=0), "0 messages in a packet of kind 3"),
+    (raw(b"", kind=SELECTED, count=0), "0 messages in a packet of kind 4"),
+    (raw(kind=SELECTED), "cut short before message 1 of 1"),
+    (raw(b"\x00\x00\x03\x00\x00\x00\x00", kind=SELECTED), "message 1 of 1 is empty"),
+    (raw(b"\x03\x00\x03\x00\x00\x00\x00\x91\x74", kind=SELECTED), "cut short in message 1 of 1"),
+    (
+        raw(b"\x01\x00\x03\x00\x00\x00\x00\x91\x74", kind=SELECTED),
+        "1 bytes behind the last message",
+    ),
+    (
+        raw(b"\x01\x00\x03\x09\x00\x00\x00\x91" * 2, kind=SELECTED, count=2),
+        f"number 10 of a selected message is not in 11..{NUMBER_MAX - 1}",
+    ),
+    (
+        raw(b"\x01\x00\x03\x01\x00\x00\x00\x91", kind=SELECTED, number=NUMBER_MAX - 1),
+        f"number {NUMBER_MAX} of a selected message is not in {NUMBER_MAX - 1}..{NUMBER_MAX - 1}",
+    ),
 )
 
 
@@ -174,6 +242,9 @@ def test_what_is_wrong_is_named(data: bytes, text: str) -> None:
         raw(time=2**64 - 1),
         raw(b"\x02\x00\xff\x91\x74"),  # Flags that mean nothing yet.
         raw(b"\x55\x05\x03" + bytes(1_365)),
+        raw(b"\x51\x05\x03\xff\xff\xff\xff" + bytes(1_361), kind=SELECTED),
+        raw(b"\x01\x00\x03\x00\x00\x00\x00\x91", kind=SELECTED, number=NUMBER_MAX - 1),
+        raw(kind=SNAPSHOT, number=NUMBER_MAX - 1),
     ],
 )
 def test_the_bounds_are_allowed(data: bytes) -> None:
@@ -181,13 +252,13 @@ def test_the_bounds_are_allowed(data: bytes) -> None:
     assert encode_packet(packet) == data
 
 
-@pytest.mark.parametrize("packet", [PACKET, BEAT])
+@pytest.mark.parametrize("packet", [PACKET, BEAT, SNAPSHOT_PACKET, SELECTED_PACKET])
 def test_cut_anywhere_it_is_no_packet(packet: Packet) -> None:
     data = encode_packet(packet)
     for size in range(len(data)):
         with pytest.raises(PacketError):
             decode_packet(data[:size])
-    for extra in (b"\x00", b"\x01\x00\x00\x90", data):
+    for extra in (b"\x00", b"\x01\x00\x00\x90", b"\x01\x00\x00\xff\xff\xff\xff\x90", data):
         with pytest.raises(PacketError):
             decode_packet(data + extra)
 
@@ -195,7 +266,13 @@ def test_cut_anywhere_it_is_no_packet(packet: Packet) -> None:
 @pytest.mark.parametrize(
     "packet",
     [
-        PACKET._replace(kind=3),
+        PACKET._replace(kind=5),
+        PACKET._replace(kind=SELECTED),
+        SELECTED_PACKET._replace(kind=DATA),
+        SELECTED_PACKET._replace(number=42),
+        SELECTED_PACKET._replace(blocks=SELECTED_PACKET.blocks[::-1]),
+        SELECTED_PACKET._replace(blocks=[SELECTED_PACKET.blocks[0]] * 2),
+        SNAPSHOT_PACKET._replace(blocks=[]),
         PACKET._replace(kind=HEARTBEAT),
         PACKET._replace(blocks=[]),
         PACKET._replace(channel=0),
@@ -249,7 +326,12 @@ def test_mutations_give_a_packet_or_a_packet_error() -> None:
             Block(chance.randrange(4), encode(chance.choice(MESSAGES)))
             for _ in range(chance.randrange(1, 6))
         ]
-        packet = PACKET._replace(number=chance.randrange(1, 2**62 - 9), blocks=blocks)
+        number = chance.randrange(1, 2**62 - 9)
+        kind = chance.choice((DATA, DATA, DATA, SNAPSHOT, SELECTED))
+        packet = PACKET._replace(kind=kind, number=number, blocks=blocks)
+        if kind == SELECTED:
+            selected = [SelectedBlock(*one, number + i) for i, one in enumerate(blocks)]
+            packet = packet._replace(blocks=selected)
         data = mutated(encode_packet(packet if chance.random() < 0.9 else BEAT), chance)
         try:
             found = decode_packet(data)
@@ -272,8 +354,28 @@ def test_mutations_give_a_packet_or_a_packet_error() -> None:
     assert min(counts.values()) > MUTATION_COUNT // 200, counts
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(1, NUMBER_MAX - 2**32),
+    st.dictionaries(
+        st.integers(0, 2**32 - 1),
+        st.tuples(st.integers(0, 255), st.binary(min_size=1, max_size=30)),
+        min_size=1,
+        max_size=30,
+    ),
+)
+def test_every_selection_comes_back(number: int, chosen: dict[int, tuple[int, bytes]]) -> None:
+    blocks = [SelectedBlock(*chosen[offset], number + offset) for offset in sorted(chosen)]
+    packet = Packet(SELECTED, 1, EPOCH, number, 0, blocks)
+    data = encode_packet(packet)
+    assert decode_packet(data) == packet
+    sizes = sum(SELECTED_BLOCK_HEAD.size + len(one.payload) for one in blocks)
+    assert len(data) == PACKET_HEADER.size + sizes
+
+
 @settings(max_examples=300, deadline=None)
 @given(
+    st.sampled_from((DATA, SNAPSHOT)),
     st.integers(1, CHANNELS_MAX),
     st.integers(0, NUMBER_MAX),
     st.integers(1, NUMBER_MAX - 40),
@@ -281,9 +383,9 @@ def test_mutations_give_a_packet_or_a_packet_error() -> None:
     st.lists(st.tuples(st.integers(0, 255), st.binary(min_size=1, max_size=30)), max_size=40),
 )
 def test_every_packet_comes_back(
-    channel: int, epoch: int, number: int, time_ns: int, blocks: list[tuple[int, bytes]]
+    kind: int, channel: int, epoch: int, number: int, time_ns: int, blocks: list[tuple[int, bytes]]
 ) -> None:
-    kind = DATA if blocks else HEARTBEAT
+    kind = kind if blocks else HEARTBEAT
     packet = Packet(kind, channel, epoch, number, time_ns, [Block(*block) for block in blocks])
     data = encode_packet(packet)
     assert decode_packet(data) == packet
@@ -350,6 +452,46 @@ def test_an_unknown_tag_is_skipped_with_all_that_follows(tag: int) -> None:
 def test_what_has_no_tag_is_an_error(payload: bytes) -> None:
     with pytest.raises(PacketError):
         decode_message(payload)
+
+
+def test_every_message_of_a_snapshot_is_tried() -> None:
+    assert {type(message) for message in OF_SNAPSHOT} == set(get_args(SnapshotMessage))
+
+
+@pytest.mark.parametrize("message", OF_SNAPSHOT, ids=lambda message: type(message).__name__)
+def test_a_message_of_a_snapshot_is_read_whole_or_not(message: Any) -> None:
+    payload = encode(message)
+    values = msgspec.msgpack.decode(payload)
+    assert decode_snapshot_message(msgspec.msgpack.encode([*values, "new", [1]])) == message
+    for size in range(len(payload)):
+        with pytest.raises(PacketError):
+            decode_snapshot_message(payload[:size])
+    for index in range(1, len(values)):
+        wrong = msgspec.msgpack.encode([*values[:index], None, *values[index + 1 :]])
+        field = type(message).__struct_fields__[index - 1]
+        with pytest.raises(PacketError, match=rf"^{type(message).__name__}\.{field}: "):
+            decode_snapshot_message(wrong)
+
+
+def test_the_two_kinds_do_not_mix() -> None:
+    """What is only in snapshots is unknown among the channel's messages, and the other way."""
+    for message in OF_SNAPSHOT:
+        known = decode_message(encode(message))
+        assert (known is None) == (type(message) not in get_args(MarketDataMessage))
+    for message in MESSAGES:
+        known_there = decode_snapshot_message(encode(message))
+        assert (known_there is None) == (type(message) not in get_args(SnapshotMessage))
+
+
+def test_the_longest_orders_of_a_snapshot_fit_a_packet() -> None:
+    row = (NUMBER_MAX, -NUMBER_MAX, NUMBER_MAX)
+    longest = SnapshotOrders(NUMBER_MAX, NUMBER_MAX, NUMBER_MAX, NUMBER_MAX, [row] * 40)
+    payload = encode(longest)
+    assert len(payload) == 1_161
+    packet = SNAPSHOT_PACKET._replace(blocks=[Block(FIRST | LAST, payload)])
+    assert decode_packet(encode_packet(packet)) == packet
+    with pytest.raises(PacketError, match=r"SnapshotOrders.rows: Expected `array` of length <= 40"):
+        decode_snapshot_message(encode(SnapshotOrders(1, 1, 1, 1, [row] * 41)))
 
 
 def test_the_longest_message_fits_a_packet() -> None:

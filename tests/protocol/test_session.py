@@ -8,8 +8,11 @@ import pytest
 
 from protocol.codes import RejectCode, TerminateCode
 from protocol.errors import LocalProtocolError, RemoteProtocolError
+from protocol.feed import FeedRequest, LogPiece, PacketPiece
 from protocol.framing import (
     CLIENT_FRAME_SIZE_MAX,
+    LOG,
+    PACKET,
     SEQUENCED,
     SESSION,
     UNSEQUENCED,
@@ -24,6 +27,7 @@ from protocol.session import (
     LOG_ON_TIMEOUT_NS,
     Party,
     Received,
+    Service,
     State,
 )
 from protocol.states import FORMS, ROWS, TRANSITIONS, Step
@@ -33,10 +37,18 @@ from protocol.transport import (
     LogOut,
     NotApplied,
     SessionReject,
+    StateRequest,
     Terminate,
     VenueHeartbeat,
 )
-from protocol.wire import ClientMessage, VenueMessage, encode
+from protocol.wire import (
+    ClientMessage,
+    ClientSessionMessage,
+    FeedMessage,
+    VenueMessage,
+    VenueSessionMessage,
+    encode,
+)
 from tests.protocol.machines import (
     HELLO,
     LOG_ON,
@@ -48,43 +60,58 @@ from tests.protocol.machines import (
     accepted,
     deliver,
     pair_in,
+    payload_of,
     sent_by,
 )
 
 # The table.
 
 
-COMBINATIONS: Final = tuple(itertools.product(Party, State, Step))
+COMBINATIONS: Final = tuple(itertools.product(Service, Party, State, Step))
 
 
-def test_the_table_is_complete_and_leads_somewhere() -> None:
+@pytest.mark.parametrize("service", Service)
+def test_the_table_is_complete_and_leads_somewhere(service: Service) -> None:
+    transitions, all_forms = TRANSITIONS[service], FORMS[service]
     for party in Party:
-        assert list(TRANSITIONS[party]) == list(State)
-        forms = {form.step for form in FORMS[party].values()}
-        for state, row in TRANSITIONS[party].items():
+        assert list(transitions[party]) == list(State)
+        forms = {form.step for form in all_forms[party].values()}
+        assert forms == set(MESSAGES[service][party]), "every step is tried"
+        for state, row in transitions[party].items():
             assert set(row) <= forms, f"{party} {state}: a step without a message"
             assert (Step.TERMINATE in row) == (state is not State.CLOSED)
-            assert ROWS[party][state].keys() == {
-                message for message, form in FORMS[party].items() if form.step in row
+            assert ROWS[service][party][state].keys() == {
+                message for message, form in all_forms[party].items() if form.step in row
             }
-    messages = {Party.CLIENT: ClientMessage, Party.VENUE: VenueMessage}
-    for party, union in messages.items():
-        assert set(FORMS[party]) == set(get_args(union)), "every message has a form"
-    assert {step for _, _, step in COMBINATIONS} == {
-        step for party in Party for step in MESSAGES[party]
-    }
 
 
-@pytest.mark.parametrize(("party", "state", "step"), COMBINATIONS)
-def test_every_step_is_allowed_or_a_named_error(party: Party, state: State, step: Step) -> None:
-    client, venue = pair_in(state)
+def test_every_message_has_a_form() -> None:
+    shared = {*get_args(ClientSessionMessage)} - {StateRequest}
+    pieces = {PacketPiece, LogPiece}
+    assert {
+        (Service.ORDER_ENTRY, Party.CLIENT): {*get_args(ClientMessage)},
+        (Service.ORDER_ENTRY, Party.VENUE): {*get_args(VenueMessage)},
+        (Service.FEED, Party.CLIENT): shared | {*get_args(FeedRequest)},
+        (Service.FEED, Party.VENUE): {*get_args(VenueSessionMessage | FeedMessage)} | pieces,
+    } == {(service, party): set(FORMS[service][party]) for service in Service for party in Party}
+    steps = {step for tables in MESSAGES.values() for party in Party for step in tables[party]}
+    assert steps == set(Step)
+
+
+@pytest.mark.parametrize(("service", "party", "state", "step"), COMBINATIONS)
+def test_every_step_is_allowed_or_a_named_error(
+    service: Service, party: Party, state: State, step: Step
+) -> None:
+    client, venue = pair_in(state, service)
     sender, receiver = (client, venue) if party is Party.CLIENT else (venue, client)
-    message = MESSAGES[party].get(step)
+    message = MESSAGES[service][party].get(step)
     if message is None:  # The other party's: we cannot send it, and no frame of ours can hold it.
-        with pytest.raises(LocalProtocolError, match="cannot send"):
-            sender.send(MESSAGES[receiver.party][step], START)
+        for tables in MESSAGES.values():
+            if other := tables[receiver.party].get(step) or tables[party].get(step):
+                with pytest.raises(LocalProtocolError, match="cannot send"):
+                    sender.send(other, START)
         return
-    target = TRANSITIONS[party][state].get(step)
+    target = TRANSITIONS[service][party][state].get(step)
     if target is None:
         with pytest.raises(LocalProtocolError, match=f"when {state.value}"):
             sender.send(message, START)
@@ -92,8 +119,9 @@ def test_every_step_is_allowed_or_a_named_error(party: Party, state: State, step
     else:
         sender.send(message, START)
         assert sender.state is target
-    kind = FORMS[party][type(message)].kind
-    receiver.receive_data(encode_frame(kind, receiver.last_received + 1, encode(message)), START)
+    kind = FORMS[service][party][type(message)].kind
+    number = {PACKET: 1, LOG: 9}.get(kind, receiver.last_received + 1)
+    receiver.receive_data(encode_frame(kind, number, payload_of(message)), START)
     if target is not None:
         received = receiver.next_event()
         assert received is not None
@@ -179,9 +207,10 @@ def test_a_log_on_that_cannot_be_is_refused(
 def test_an_acceptance_out_of_range_is_nobodys(changes: dict[str, int]) -> None:
     client, venue = pair_in(State.AUTHENTICATING)
     with pytest.raises(LocalProtocolError):
-        venue.send(accepted(**changes), START)
+        venue.send(accepted(Service.ORDER_ENTRY, **changes), START)
     assert venue.state is State.AUTHENTICATING
-    client.receive_data(encode_frame(SESSION, 1, encode(accepted(**changes))), START)
+    answer = accepted(Service.ORDER_ENTRY, **changes)
+    client.receive_data(encode_frame(SESSION, 1, encode(answer)), START)
     with pytest.raises(RemoteProtocolError):
         client.next_event()
 

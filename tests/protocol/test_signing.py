@@ -5,7 +5,8 @@ import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from protocol.signing import log_on_bytes
+from protocol.signing import LOG_ON_PREFIXES, log_on_bytes
+from protocol.states import Service
 from protocol.transport import LogOn
 
 NONCE = bytes(range(32))
@@ -50,6 +51,17 @@ def test_golden_signature() -> None:
         "d03766d24d99fdf050b44b33e92902542740a0828c615fc6f0b0bbc51bef3102"
     )
     key.public_key().verify(signature, bytes.fromhex(GOLDEN))
+
+
+def test_a_log_on_to_the_feed_is_no_log_on_to_the_venue() -> None:
+    """The same fields, and another prefix that is no beginning of the first."""
+    signed = log_on_bytes("VENUE", NONCE, LOG_ON, Service.FEED)
+    assert signed == b"BRIER-FEED\0v1\0" + bytes.fromhex(GOLDEN)[15:]
+    key = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+    with pytest.raises(InvalidSignature):
+        key.public_key().verify(key.sign(signed), log_on_bytes("VENUE", NONCE, LOG_ON))
+    prefixes = [*LOG_ON_PREFIXES.values()]
+    assert not [(a, b) for a in prefixes for b in prefixes if a is not b and a.startswith(b)]
 
 
 def test_the_signature_itself_is_not_signed() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from enum import EnumType, IntEnum
 from pathlib import Path
 from types import ModuleType
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias, get_args
 
 import msgspec
 import pytest
@@ -24,6 +24,7 @@ from protocol import (
     admin,
     base,
     codes,
+    feed,
     framing,
     market_data,
     order_entry,
@@ -32,7 +33,7 @@ from protocol import (
     session,
     transport,
 )
-from protocol.states import TRANSITIONS, Party
+from protocol.states import TRANSITIONS, Service
 
 SPEC: Final = Path(str(protocol.__file__)).parent / "spec"
 MODULES: Final[dict[str, ModuleType]] = {
@@ -41,20 +42,27 @@ MODULES: Final[dict[str, ModuleType]] = {
     "admin": admin,
     "records": records,
     "market_data": market_data,
+    "feed": feed,
 }
 PAGES: Final = {name: (SPEC / f"{name}.md").read_text() for name in MODULES}
-BORROWED: Final = {"market_data": ("transport", "admin")}
+BORROWED: Final = {"market_data": ("transport", "admin"), "records": ("transport", "admin")}
 """Pages whose data types a page uses besides its own; by default those of transport."""
 
-LIMITS: Final = (base, framing, session, transport, packets, core_limits, node_limits)
+LIMITS: Final = (
+    *(base, framing, session, transport, packets, market_data, feed),
+    *(core_limits, node_limits),
+)
 """Where the names in the tables of limits are looked up; all that have one must agree."""
 
 CONSTANTS: Final = {
-    ("transport", "Frame kinds"): (framing, ("SESSION", "SEQUENCED", "UNSEQUENCED")),
+    ("transport", "Frame kinds"): (
+        framing,
+        ("SESSION", "SEQUENCED", "UNSEQUENCED", "PACKET", "LOG"),
+    ),
     ("records", "Command kinds"): (records, ("FROM_CLIENT", "FROM_VENUE")),
-    ("transport", "Frame flags"): (framing, ("REPLAYED",)),
-    ("records", "Event kinds"): (records, ("REPORT", "SESSION", "MARKET_DATA")),
-    ("market_data", "Packet kinds"): (packets, ("DATA", "HEARTBEAT")),
+    ("transport", "Frame flags"): (framing, ("REPLAYED", "LAST_PIECE")),
+    ("records", "Event kinds"): (records, ("REPORT", "SESSION", "MARKET_DATA", "REFERENCE")),
+    ("market_data", "Packet kinds"): (packets, ("DATA", "HEARTBEAT", "SNAPSHOT", "SELECTED")),
     ("market_data", "Block flags"): (packets, ("FIRST", "LAST")),
 }
 HEADS: Final = {
@@ -63,9 +71,15 @@ HEADS: Final = {
     ("records", "Event head"): records.EVENT_HEAD,
     ("market_data", "Packet header"): packets.PACKET_HEADER,
     ("market_data", "Block head"): packets.BLOCK_HEAD,
+    ("market_data", "Selected block head"): packets.SELECTED_BLOCK_HEAD,
 }
 STRUCT_LETTERS: Final = {"u8": "B", "u16": "H", "u32": "I", "u64": "Q"}
 VENUE_SENDS: Final = "venue"
+LIVES: Final = {
+    Service.ORDER_ENTRY: ("transport", "Life of a connection"),
+    Service.FEED: ("feed", "Life of a feed connection"),
+}
+"""Where the states of each service are."""
 
 Pages: TypeAlias = dict[str, str]
 Row: TypeAlias = dict[str, str]
@@ -134,6 +148,13 @@ def describe_text(kind: inspect.StrType) -> tuple[str, str]:
     return "string", f"{low} to {high} of `{found[1]}`"
 
 
+def integer_letter(kind: inspect.Type) -> str:
+    """An integer as the rows of an array have it: its sign and how many bits it takes."""
+    assert isinstance(kind, inspect.IntType), "rows are of integers"
+    assert kind.le is not None, "every integer has bounds"
+    return f"{'i' if kind.ge else 'u'}{kind.le.bit_length()}"
+
+
 def describe(kind: inspect.Type) -> tuple[str, str]:
     """A field's type as the tables of data types have it: (MessagePack, bounds)."""
     match kind:
@@ -145,8 +166,12 @@ def describe(kind: inspect.Type) -> tuple[str, str]:
             assert kind.min_length == kind.max_length, "byte fields have one length"
             return "binary", f"{kind.min_length} bytes"
         case inspect.ListType(item_type=inspect.TupleType(item_types=items)):
-            letters = ["i62" if describe(item)[1].startswith("-") else "u62" for item in items]
-            return "array", f"{kind.min_length or 0} to {kind.max_length} of [{', '.join(letters)}]"
+            letters = ", ".join(integer_letter(item) for item in items)
+            return "array", f"{kind.min_length or 0} to {kind.max_length} of [{letters}]"
+        case inspect.ListType(item_type=item):
+            return "array", f"{kind.min_length or 0} to {kind.max_length} of {integer_letter(item)}"
+        case inspect.RawType():
+            return "array", "one message, tag first, byte for byte as it was made"
     raise AssertionError(f"the pages have no word for {kind}")
 
 
@@ -338,15 +363,16 @@ def differences_of_heads(pages: Pages) -> Iterator[str]:
 
 
 def differences_of_states(pages: Pages) -> Iterator[str]:
-    rows = {row["state"]: row for row in table(pages, "transport", "Life of a connection").rows}
-    for party in Party:
-        for state, steps in TRANSITIONS[party].items():
-            listed = "; ".join(f"{step.value}: {after.value}" for step, after in steps.items())
-            found = rows.get(state.value, {}).get(f"{party.value} may send")
-            if found != (listed or "nothing"):
-                yield f"transport.md: {state.value}: the {party.value} sends {found}, not {listed}"
-        if rows.keys() != {state.value for state in TRANSITIONS[party]}:
-            yield f"transport.md: states {list(rows)}"
+    for service, (page, heading) in LIVES.items():
+        rows = {row["state"]: row for row in table(pages, page, heading).rows}
+        for party, states in TRANSITIONS[service].items():
+            for state, steps in states.items():
+                listed = "; ".join(f"{step.value}: {after.value}" for step, after in steps.items())
+                found = rows.get(state.value, {}).get(f"{party.value} may send")
+                if found != (listed or "nothing"):
+                    yield f"{page}.md: {state.value}: the {party.value} sends {found}, not {listed}"
+            if rows.keys() != {state.value for state in states}:
+                yield f"{page}.md: states {list(rows)}"
 
 
 def differences_of_checks(pages: Pages) -> Iterator[str]:
@@ -356,7 +382,7 @@ def differences_of_checks(pages: Pages) -> Iterator[str]:
             if not one.heading.startswith("Checks of "):
                 continue
             name = one.heading.removeprefix("Checks of ")
-            message = getattr(MODULES[page], name, None)
+            message = getattr(MODULES[page], name, None) or getattr(transport, name, None)
             fields = () if message is None else message.__struct_fields__
             allowed = {f"`{field}` ({i})" for i, field in enumerate(fields, 1)}
             allowed |= {"message (0)", "the field"}
@@ -385,7 +411,7 @@ def differences_of_buckets(pages: Pages) -> Iterator[str]:
 
 def differences_of_market_data(pages: Pages) -> Iterator[str]:
     """The tables that say what each public message does, and when, speak of every one of them."""
-    names = {heading.split()[0] for heading in messages("market_data")}
+    names = {message.__name__ for message in get_args(market_data.MarketDataMessage)}
     when = table(pages, "market_data", "Which messages when").rows
     told = set(
         re.findall(r"\b[A-Z][a-z]+(?:[A-Z][a-z]+)*\b", " ".join(r["messages"] for r in when))
@@ -464,7 +490,7 @@ PLANTED: Final = {
     "a check's field": ("order_entry", "| `side` (4) |", "| `side` (5) |"),
     "a check's code": ("order_entry", "| FILL_OR_KILL | `", "| FILL_AND_KILL | `"),
     "a check's number": ("admin", "| 4 | not 0 | INVALID", "| 5 | not 0 | INVALID"),
-    "a range of tags": ("transport", "| 80 to 99 |", "| 80 to 84 |"),
+    "a range of tags": ("transport", "| 80 to 86 |", "| 80 to 84 |"),
     "a default of 1": ("admin", "| 5 | channel | u16 = 1 |", "| 5 | channel | u16 = 0 |"),
     "rows of a type": ("transport", "0 to 256 of [u62, u62, i62]", "0 to 256 of [u62, u62, u62]"),
     "a frame flag": ("transport", "| 1 | REPLAYED |", "| 2 | REPLAYED |"),
@@ -492,6 +518,23 @@ PLANTED: Final = {
     "no effect on a book": ("market_data", "| OrderDeleted | the order is gone |\n", ""),
     "a bucket": ("transport", "| `CancelOrder` | 100000 |", "| `CancelOrder` | 10000 |"),
     "a step of the client": ("transport", "state request: established; ", ""),
+    "a selected block's type": (
+        "market_data",
+        "| 3 | 4 | u32 | offset |",
+        "| 3 | 4 | u64 | offset |",
+    ),
+    "a snapshot's type": ("market_data", "0 to 40 of [u62, i62,", "0 to 40 of [u62, u62,"),
+    "a snapshot's field": ("market_data", "| 6 | event_count | u32 |", "| 6 | events | u32 |"),
+    "a number of ids": ("feed", "| ids | array | 0 to 256 of u32 |", "| ids | array | 0 to 256 |"),
+    "a width in a row": ("feed", "0 to 64 of [u16, u62]", "0 to 64 of [u32, u62]"),
+    "a request's field": ("feed", "| 11 | when_slow | u8 |", "| 11 | when_slow | u16 |"),
+    "a nested message": ("feed", "| 6 | report | message |", "| 6 | report | ids |"),
+    "a form": ("feed", "| 5 | STATISTICS | what was traded |", "| 6 | STATISTICS | what |"),
+    "a step of the feed": ("feed", "packet: established; ", ""),
+    "a request's check": ("feed", "| `depth` (8) | 50 |", "| `depth` (9) | 50 |"),
+    "a log-on's check": ("feed", "| `next_number` (6) | 0 |", "| `next_number` (5) | 0 |"),
+    "a limit of the feed": ("feed", "| SLOW_SIZE | 2^22 |", "| SLOW_SIZE | 2^20 |"),
+    "a frame kind": ("transport", "| 5 | LOG |", "| 6 | LOG |"),
     "no history": ("market_data", "## History", "## Past"),
 }
 """What is wrong to (page, text there, text instead)."""

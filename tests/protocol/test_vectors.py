@@ -7,16 +7,28 @@ add some. Nothing here writes a file. What the compiled codec knows is held agai
 import json
 from pathlib import Path
 from struct import Struct
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, get_args
 
 import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from protocol import admin, codec, market_data, order_entry, packets, records, transport, wire
-from protocol.framing import VENUE_FRAME_SIZE_MAX, Frame, FrameReader, encode_frame
+from protocol import (
+    admin,
+    codec,
+    feed,
+    market_data,
+    order_entry,
+    packets,
+    records,
+    transport,
+    wire,
+)
+from protocol.framing import LOG, PACKET, VENUE_FRAME_SIZE_MAX, Frame, FrameReader, encode_frame
+from protocol.session import Connection
 from protocol.signing import log_on_bytes
-from protocol.states import FORMS, Party
+from protocol.states import FORMS, Party, Service, State
+from tests.protocol.machines import START, pair_in
 
 VECTORS: Final = Path(__file__).parents[1] / "vectors"
 MODULES: Final = {
@@ -25,7 +37,10 @@ MODULES: Final = {
     "admin": admin,
     "records": records,
     "market_data": market_data,
+    "feed": feed,
 }
+PIECES: Final = {"PacketPiece": feed.PacketPiece, "LogPiece": feed.LogPiece}
+"""What frames of the feed hold besides messages."""
 MESSAGES: Final = {
     (page, one.__name__): one
     for page, module in MODULES.items()
@@ -70,6 +85,10 @@ def name_of(vector: Vector) -> str:
     return " ".join(words).replace(" ", "-")
 
 
+def service_of(vector: Vector) -> Service:
+    return Service(vector.get("service", Service.ORDER_ENTRY.value))
+
+
 def message_of(vector: Vector) -> type[msgspec.Struct]:
     """The message of a vector; where no page is named there is one of that name on a connection."""
     name = vector.get("message") or vector.get("accepted") or vector["refused"]
@@ -86,8 +105,11 @@ def build(message: type[msgspec.Struct], fields: Vector) -> msgspec.Struct:
         kind = msgspec.inspect.type_info(field.type)
         if isinstance(kind, msgspec.inspect.BytesType):
             values[field.name] = bytes.fromhex(values[field.name])
+        elif isinstance(kind, msgspec.inspect.RawType):
+            values[field.name] = msgspec.Raw(bytes.fromhex(values[field.name]))
         elif isinstance(kind, msgspec.inspect.ListType):
-            values[field.name] = [tuple(row) for row in values[field.name]]
+            rows = values[field.name]
+            values[field.name] = [tuple(row) if isinstance(row, list) else row for row in rows]
     return message(**values)
 
 
@@ -130,7 +152,22 @@ def test_hot_message_in_the_compiled_codec(vector: Vector) -> None:
 )
 def test_public_message_in_a_packet(vector: Vector) -> None:
     payload = bytes.fromhex(vector["payload"])
-    assert packets.decode_message(payload) == build(message_of(vector), vector["fields"])
+    message = build(message_of(vector), vector["fields"])
+    if isinstance(message, get_args(market_data.MarketDataMessage)):
+        assert packets.decode_message(payload) == message
+    if isinstance(message, get_args(market_data.SnapshotMessage)):
+        assert packets.decode_snapshot_message(payload) == message
+    if isinstance(message, get_args(market_data.DerivedMessage)):
+        assert wire.decode_feed(payload) == message
+
+
+@pytest.mark.parametrize(
+    "vector", [one for one in ALL if one["message"] == "DropCopyReport"], ids=name_of
+)
+def test_the_report_of_a_drop_copy(vector: Vector) -> None:
+    report = vector["fields"]["report"]
+    assert report in {one["payload"] for one in ALL}
+    wire.decode_copied(bytes.fromhex(report))
 
 
 def test_every_message_has_its_vectors() -> None:
@@ -156,7 +193,7 @@ def test_frame(vector: Vector) -> None:
 
 
 def read_all(chunks: list[bytes]) -> list[Frame]:
-    reader = FrameReader(VENUE_FRAME_SIZE_MAX)
+    reader = FrameReader(VENUE_FRAME_SIZE_MAX, LOG)
     found = []
     for chunk in chunks:
         reader.feed(chunk)
@@ -178,22 +215,62 @@ def test_frames_are_read_whole_and_byte_by_byte() -> None:
     assert read_all([bytes([byte]) for byte in stream]) == expected
 
 
+def reader_of(vector: Vector) -> Connection:
+    """A machine that is about to read this frame: one that is CLOSING has all behind it."""
+    states = {"Hello": State.CONNECTED, "LogOn": State.GREETED}
+    answers = ("LogOnAccepted", "LogOnRejected")
+    name = vector["message"]
+    state = State.AUTHENTICATING if name in answers else states.get(name, State.ESTABLISHED)
+    client, venue = pair_in(state, service_of(vector))
+    return venue if vector["sender"] == "client" else client
+
+
 @pytest.mark.parametrize("vector", FRAMES, ids=name_of)
-def test_frame_holds_a_message_of_its_kind(vector: Vector) -> None:
+def test_frame_holds_what_it_says(vector: Vector) -> None:
+    """Decoded as the session machine decodes it."""
+    if vector["message"] in PIECES:
+        return
     payload = bytes.fromhex(vector["payload"])
     message = message_of(vector)
     known = {one["payload"] for one in ALL if message_of(one) is message}
     assert vector["payload"] in known, "a frame holds a message of the other files"
-    decode = wire.decode_client if vector["sender"] == "client" else wire.decode_venue
-    assert type(decode(vector["kind"], payload)) is message
+    found = reader_of(vector)._decode(Frame(vector["kind"], 0, 1, 0, 0, payload))
+    assert type(found) is message
+
+
+@pytest.mark.parametrize(
+    "vector", [one for one in FRAMES if service_of(one) is Service.FEED], ids=name_of
+)
+def test_frame_of_the_feed_is_read_by_the_machine(vector: Vector) -> None:
+    machine = reader_of(vector)
+    machine.receive_data(bytes.fromhex(vector["frame"]), START)
+    received = machine.next_event()
+    assert received is not None
+    name = type(received.message).__name__
+    assert name == vector["message"]
+    number, payload = vector["number"], bytes.fromhex(vector["payload"])
+    if vector["kind"] == PACKET:
+        assert received.message == feed.PacketPiece(number, payload)
+        assert vector["payload"] in {one["packet"] for one in PACKETS if "case" in one}
+    elif vector["kind"] == LOG:
+        assert received.message == feed.LogPiece(number, vector["flags"] == 2, payload)
 
 
 def test_every_message_on_the_wire_has_a_frame() -> None:
-    found = {(one["sender"], message_of(one), one["kind"]) for one in FRAMES}
+    found = {
+        (
+            service_of(one),
+            one["sender"],
+            PIECES.get(one["message"]) or message_of(one),
+            one["kind"],
+        )
+        for one in FRAMES
+    }
     expected = {
-        (party.value, message, form.kind)
+        (service, party.value, message, form.kind)
+        for service in Service
         for party in Party
-        for message, form in FORMS[party].items()
+        for message, form in FORMS[service][party].items()
     }
     assert found == expected
 
@@ -214,12 +291,14 @@ def test_entry(vector: Vector) -> None:
 def test_signature(vector: Vector) -> None:
     by_name = {one["message"]: one for one in ALL if one["case"] == "typical"}
     hello = build(transport.Hello, by_name["Hello"]["fields"])
-    log_on = build(transport.LogOn, by_name["LogOn"]["fields"])
+    case = vector.get("log_on", "typical")
+    [fields] = [one["fields"] for one in ALL if one["message"] == "LogOn" and one["case"] == case]
+    log_on = build(transport.LogOn, fields)
     assert isinstance(hello, transport.Hello)
     assert isinstance(log_on, transport.LogOn)
     key = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(vector["private_key"]))
     assert key.public_key().public_bytes_raw() == log_on.key
-    signed = log_on_bytes(hello.venue, hello.nonce, log_on)
+    signed = log_on_bytes(hello.venue, hello.nonce, log_on, service_of(vector))
     assert signed.hex() == vector["signed"]
     assert key.sign(signed).hex() == vector["signature"]
     assert log_on.signature.hex() == vector["signature"]
@@ -234,7 +313,7 @@ def test_unusual_encoding_is_accepted(vector: Vector) -> None:
     if type(message) in HOT_COMMANDS:
         expected = (1, tag_of(type(message)), msgspec.structs.astuple(message))
         assert codec.decode(payload) == expected
-    if "page" in vector:
+    if type(message) in get_args(market_data.MarketDataMessage):
         assert packets.decode_message(payload) == message
 
 
@@ -247,7 +326,7 @@ def test_bad_message_is_refused(vector: Vector) -> None:
     assert not str(caught.value).startswith("Invalid value"), "it is not even this message"
     if message in HOT_COMMANDS:
         assert codec.decode(payload) == (-1, tag_of(message), ())
-    if "page" in vector:
+    if message in get_args(market_data.MarketDataMessage):
         with pytest.raises(packets.PacketError, match=rf"^{vector['refused']}(\.\w+)?: "):
             packets.decode_message(payload)
 
@@ -256,15 +335,19 @@ def test_bad_message_is_refused(vector: Vector) -> None:
 def test_packet(vector: Vector) -> None:
     data = bytes.fromhex(vector["packet"])
     header = {name: vector[name] for name in packets.Packet._fields[:-1]}
-    blocks = [
-        packets.Block(one["flags"], bytes.fromhex(one["payload"])) for one in vector["blocks"]
-    ]
-    packet = packets.Packet(**header, blocks=blocks)
+    cut = [(one["flags"], bytes.fromhex(one["payload"])) for one in vector["blocks"]]
+    packet = packets.Packet(**header, blocks=[packets.Block(*one) for one in cut])
+    if packet.kind == packets.SELECTED:
+        numbers = [one["number"] for one in vector["blocks"]]
+        selected = [packets.SelectedBlock(*one, numbers[i]) for i, one in enumerate(cut)]
+        packet = packet._replace(blocks=selected)
     assert packets.encode_packet(packet) == data
     assert packets.decode_packet(data) == packet
     known = {one["payload"] for one in ALL if one["page"] == "market_data"}
-    for block in blocks:
-        is_known = packets.decode_message(block.payload) is not None
+    is_snapshot = packet.kind == packets.SNAPSHOT
+    decode = packets.decode_snapshot_message if is_snapshot else packets.decode_message
+    for block in packet.blocks:
+        is_known = decode(block.payload) is not None
         assert is_known == (block.payload.hex() in known)
 
 
