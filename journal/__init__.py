@@ -2,7 +2,14 @@
 
 from journal.errors import JournalDamaged, JournalError, JournalFailed, JournalHeld
 from journal.event_format import Entry
-from journal.event_reader import EventReader, EventRecord, check_events
+from journal.event_reader import (
+    EventReader,
+    EventRecord,
+    PrivateEvent,
+    check_events,
+    private_events,
+    split_records,
+)
 from journal.events import EventLog, EventPosition
 from journal.log import CommandsPosition, Journal
 from journal.position import Position, decode_position, encode_position
@@ -28,14 +35,17 @@ __all__ = [
     "JournalHeld",
     "JournalReader",
     "Position",
+    "PrivateEvent",
     "Record",
     "Storage",
     "Summary",
     "check_events",
     "decode_position",
     "encode_position",
+    "private_events",
     "read_only",
     "run_in_thread",
     "run_inline",
+    "split_records",
     "verify",
 ]

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 from zlib import crc32
 
+from journal.streams import payloads_crc
+
 FORMAT_VERSION: Final = 1
 EVENT_SEGMENT_SIZE: Final = 16 * 1024 * 1024
 """Bytes of a segment. A full one is synced in one go, on the journal's disk: with 64 MiB the
@@ -39,6 +41,8 @@ ENTRY_HEAD: Final = struct.Struct("<IBBHIIQQQ")
 """length (head included), kind, flags, channel, session, connection, number, sequence, time."""
 REPORT: Final = 1
 MARKET_DATA: Final = 3
+REFERENCE: Final = 4
+"""Who is who: one stream of the venue, with id 0."""
 
 SEGMENT_SUFFIX: Final = ".events"
 INDEX_SUFFIX: Final = ".index"
@@ -145,9 +149,9 @@ def entries(events: bytes) -> Iterator[Entry]:
         offset += length
 
 
-def payloads_crc(events: bytes) -> int:
-    """CRC-32 over the payloads in order. Raises ValueError."""
-    crc = 0
-    for entry in entries(events):
-        crc = crc32(entry.payload, crc)
-    return crc
+def is_whole(events: bytes, header: RecordHeader) -> bool:
+    """Whether these are all the events that the header means."""
+    try:
+        return len(events) == header.size and payloads_crc(events) == header.events_crc
+    except ValueError:
+        return False

@@ -8,8 +8,7 @@ The index also proves the segment: its size and checksum, and that of every reco
 from __future__ import annotations
 
 import struct
-from bisect import bisect_right
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
 from contextlib import closing
 from typing import Final, NamedTuple
 from zlib import crc32
@@ -17,7 +16,7 @@ from zlib import crc32
 from journal.event_format import FORMAT_VERSION, segment_name
 from journal.segment import BLOCK_SIZE
 from journal.storage import Storage
-from journal.streams import SegmentScanner
+from journal.streams import SegmentScanner, find_stream
 
 INDEX_MAGIC: Final = b"BRIERIDX"
 POINT_SPACING: Final = 64 * 1024
@@ -39,62 +38,94 @@ class Row(NamedTuple):
     events_crc: int
 
 
-class Stream(NamedTuple):
-    """One session or channel; `points` are (number, offset of the record that has it)."""
+class Index:
+    """What is known of a sealed segment; sizes and offsets in bytes. Made by `decode_index`.
 
-    kind: int
-    id: int
-    first_number: int
-    last_number: int
-    points: Sequence[tuple[int, int]]
+    Everything is looked up in the bytes as they are: an index may have 100,000 rows.
+    """
 
-    def offset_of(self, number: int) -> int:
-        """Offset of a record at or before the one that has the number."""
-        place = bisect_right(self.points, (number, 2**32)) - 1
-        return self.points[max(place, 0)][1]
-
-
-class Index(NamedTuple):
-    """What is known of a sealed segment. Sizes and offsets in bytes."""
+    __slots__ = (
+        "_content",
+        "_stream_count",
+        "_streams_offset",
+        "crc",
+        "first_sequence",
+        "last_sequence",
+        "row_count",
+        "size",
+    )
 
     first_sequence: int
     last_sequence: int
+    row_count: int
     size: int
     crc: int
-    rows: Sequence[Row]
-    streams: Sequence[Stream]
 
-    def stream(self, kind: int, stream_id: int) -> Stream | None:
-        """The stream, if anything of it is in the segment."""
-        for stream in self.streams:
-            if (stream.kind, stream.id) == (kind, stream_id):
-                return stream
-        return None
+    def __init__(self, content: bytes) -> None:
+        _, _, self.row_count, self._stream_count, *fields = _HEAD.unpack_from(content)
+        self.first_sequence, self.last_sequence, self.size, self.crc = fields
+        self._content = content
+        self._streams_offset = _HEAD.size + self.row_count * _ROW.size
+
+    def row(self, place: int) -> Row:
+        """The record that is in this place, from 0."""
+        assert 0 <= place < self.row_count, f"row {place} of {self.row_count}"
+        return Row(*_ROW.unpack_from(self._content, _HEAD.size + place * _ROW.size))
+
+    def find_sequence(self, sequence: int) -> int:
+        """Offset of the record that has the sequence; 0: it is not in the segment."""
+        if not self.first_sequence <= sequence <= self.last_sequence:
+            return 0
+        rows = range(self.row_count)
+        place = bisect_right(rows, sequence, key=lambda row: self.row(row).first_sequence)
+        return self.row(place - 1).offset
+
+    def next_row(self, offset: int) -> int:
+        """Offset of the first record at or behind this one; 0: there is none."""
+        rows = range(self.row_count)
+        place = bisect_left(rows, offset, key=lambda row: self.row(row).offset)
+        return self.row(place).offset if place < self.row_count else 0
+
+    def last_number(self, kind: int, stream_id: int) -> int:
+        """The last number of a stream; 0: nothing of it is in the segment."""
+        place = self._find_stream(kind, stream_id)
+        last_number: int = _STREAM.unpack_from(self._content, place)[4] if place else 0
+        return last_number
+
+    def find(self, kind: int, stream_id: int, number: int) -> int:
+        """Offset of a record near before the one that has the number, or of that itself; 0: the
+        stream does not reach the number in the segment."""
+        place = self._find_stream(kind, stream_id)
+        if not place:
+            return 0
+        _, _, point_count, _, last_number = _STREAM.unpack_from(self._content, place)
+        if last_number < number:
+            return 0
+        first = place + _STREAM.size
+
+        def point(at: int) -> tuple[int, int]:
+            found: tuple[int, int] = _POINT.unpack_from(self._content, first + at * _POINT.size)
+            return found
+
+        behind = bisect_right(range(point_count), number, key=lambda at: point(at)[0])
+        return point(max(behind - 1, 0))[1]
+
+    def _find_stream(self, kind: int, stream_id: int) -> int:
+        count, offset = self._stream_count, self._streams_offset
+        return find_stream(self._content, count, offset, kind, stream_id)
 
 
 def decode_index(content: bytes) -> Index | None:
     """The index in these bytes, None when they are not one."""
     if len(content) < _HEAD.size + _CRC.size:
         return None
-    body = content[: -_CRC.size]
-    magic, version, row_count, stream_count, first, last, size, crc = _HEAD.unpack_from(body)
+    magic, version, *_ = _HEAD.unpack_from(content)
     if magic != INDEX_MAGIC or version != FORMAT_VERSION:
         return None
-    if _CRC.pack(crc32(body)) != content[-_CRC.size :]:
+    if _CRC.pack(crc32(memoryview(content)[: -_CRC.size])) != content[-_CRC.size :]:
         return None
-    # The checksum holds: what follows was written by `build_index`.
-    offset = _HEAD.size + row_count * _ROW.size
-    rows = [Row(*fields) for fields in _ROW.iter_unpack(body[_HEAD.size : offset])]
-    streams = []
-    for _ in range(stream_count):
-        kind, stream_id, point_count, first_number, last_number = _STREAM.unpack_from(body, offset)
-        offset += _STREAM.size
-        end = offset + point_count * _POINT.size
-        points = list(_POINT.iter_unpack(body[offset:end]))
-        streams.append(Stream(kind, stream_id, first_number, last_number, points))
-        offset = end
-    assert offset == len(body), "an index with a good checksum is whole"
-    return Index(first, last, size, crc, rows, streams)
+    # The checksum holds: what is there was written by `build_index`.
+    return Index(content)
 
 
 def build_index(storage: Storage, first_sequence: int) -> bytes:

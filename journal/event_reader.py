@@ -8,7 +8,7 @@ their index, the open one from its beginning. Nothing is changed.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Final, NamedTuple
 
 from journal.errors import JournalDamaged
@@ -22,19 +22,30 @@ from journal.event_format import (
     Entry,
     RecordHeader,
     decode_record_header,
+    encode_record_header,
     entries,
     index_name,
     is_segment_header,
+    is_whole,
     parse_name,
-    payloads_crc,
     segment_name,
 )
-from journal.event_index import Index, build_index, decode_index
+from journal.event_index import POINT_SPACING, Index, build_index, decode_index
 from journal.events import EventPosition
 from journal.reader import read_only
+from journal.segment import BLOCK_SIZE
 from journal.storage import File, Storage
+from journal.streams import SegmentScanner
+from journal.streams import private_events as walk_private_events
 
-__all__ = ["EventReader", "EventRecord", "check_events"]
+__all__ = [
+    "EventReader",
+    "EventRecord",
+    "PrivateEvent",
+    "check_events",
+    "private_events",
+    "split_records",
+]
 
 _TO_THE_END: Final = EventPosition(2**62, 2**62, 0)
 
@@ -44,6 +55,77 @@ class EventRecord(NamedTuple):
 
     header: RecordHeader
     events: bytes
+
+    @property
+    def content(self) -> bytes:
+        """The bytes of the record as they are in its segment."""
+        return encode_record_header(self.header) + self.events
+
+    @property
+    def size(self) -> int:
+        """Bytes of it in its segment."""
+        return RECORD_HEADER_SIZE + self.header.size
+
+
+class PrivateEvent(NamedTuple):
+    """A report of a session, or a record of who is who (kind REFERENCE, session 0).
+
+    `event_index` counts the private events of one command from 0, over the whole venue.
+    """
+
+    sequence: int
+    event_index: int
+    time_ns: int
+    kind: int
+    session: int
+    number: int
+    payload: bytes
+
+
+def private_events(events: bytes) -> list[PrivateEvent]:
+    """The private events of a record in order. Raises ValueError when it is not a run of events."""
+    return walk_private_events(events, PrivateEvent._make)
+
+
+def split_records(content: bytes | memoryview) -> tuple[list[EventRecord], int]:
+    """The whole and good records that the bytes begin with, one behind another, and the bytes that
+    they take. What follows is the beginning of the next one, or damage: raises JournalDamaged when
+    it is the first record that is not what was written; none when it is not all there."""
+    view = memoryview(content)
+    records: list[EventRecord] = []
+    offset = 0
+    while True:
+        try:
+            record = _first_record(view[offset:])
+        except JournalDamaged:
+            if not records:
+                raise
+            break
+        if record is None or (records and not _follows(record, records[-1])):
+            break
+        records.append(record)
+        offset += record.size
+    return records, offset
+
+
+def _first_record(content: memoryview) -> EventRecord | None:
+    """The record that the bytes begin with; None when not all of it is there."""
+    if len(content) < RECORD_HEADER_SIZE:
+        return None
+    header = decode_record_header(bytes(content[:RECORD_HEADER_SIZE]))
+    if header is None:
+        raise JournalDamaged("not the record that was written")
+    end = RECORD_HEADER_SIZE + header.size
+    if len(content) < end:
+        return None
+    events = bytes(content[RECORD_HEADER_SIZE:end])
+    if not is_whole(events, header):
+        raise JournalDamaged("not the record that was written")
+    return EventRecord(header, events)
+
+
+def _follows(record: EventRecord, previous: EventRecord) -> bool:
+    return record.header.first_sequence == previous.header.last_sequence + 1
 
 
 class EventReader:
@@ -64,7 +146,7 @@ class EventReader:
         """Records in order, from the one that has this sequence on. Raises JournalDamaged when one
         is missing or is not what was written, JournalDamaged too when `from_sequence` is older
         than the log."""
-        firsts = self._firsts()
+        firsts = self.segments()
         begin = max((first for first in firsts if first <= from_sequence), default=0)
         if firsts and not begin:
             raise JournalDamaged(f"events/ begins at {firsts[0]}", sequence=from_sequence - 1)
@@ -79,6 +161,32 @@ class EventReader:
                 if record.header.last_sequence >= from_sequence:
                     yield record
 
+    def end_of(self, sequence: int) -> EventPosition:
+        """Where the record ends whose last sequence this is; for 0 where the first one begins.
+        Raises JournalDamaged when there is none."""
+        if sequence == 0:
+            return EventPosition(0, 1, SEGMENT_HEADER_SIZE)
+        first = max((first for first in self.segments() if first <= sequence), default=0)
+        missing = f"no record of events/ ends at sequence {sequence}"
+        if not first:
+            raise JournalDamaged(missing)
+        index = self._index(first)
+        offset = index.find_sequence(sequence) if index else self._scan(first, sequence)
+        with closing(self._storage.open(segment_name(first))) as file:
+            record = _read(file, offset) if offset else None
+        if record is None or record.header.last_sequence != sequence:
+            raise JournalDamaged(missing, file=segment_name(first))
+        return EventPosition(sequence, first, offset + record.size)
+
+    def _scan(self, first: int, sequence: int) -> int:
+        """Offset of the record that has the sequence in a segment without an index; 0: none has."""
+        scanner = SegmentScanner(POINT_SPACING)
+        with closing(self._storage.open(segment_name(first))) as file, suppress(ValueError):
+            # It may end in half a record, or in what a crash has left.
+            while block := file.read(scanner.size, BLOCK_SIZE):
+                scanner.feed(block)
+        return scanner.find_sequence(sequence)
+
     def session(self, session: int, from_number: int = 1) -> Iterator[Entry]:
         """Reports of a session from this number on, in order."""
         return self._stream(REPORT, session, from_number)
@@ -90,14 +198,13 @@ class EventReader:
     def _stream(self, kind: int, stream_id: int, from_number: int) -> Iterator[Entry]:
         """Raises JournalDamaged when a number is missing in between, or the first is too old."""
         expected = from_number
-        for first in self._firsts():
+        for first in self.segments():
             index = self._index(first)
             offset = SEGMENT_HEADER_SIZE
             if index is not None:
-                stream = index.stream(kind, stream_id)
-                if stream is None or stream.last_number < from_number:
+                offset = index.find(kind, stream_id, from_number)
+                if not offset:
                     continue
-                offset = stream.offset_of(from_number)
             for record in self._segment(first, offset):
                 for entry in entries(record.events):
                     owner = entry.session if kind == REPORT else entry.channel
@@ -113,7 +220,7 @@ class EventReader:
                     yield entry
                     expected += 1
 
-    def _firsts(self) -> list[int]:
+    def segments(self) -> list[int]:
         """First sequences of the segments that may be read, in order."""
         found = []
         for name in self._storage.names():
@@ -138,15 +245,13 @@ class EventReader:
     def _offset_of(self, first: int, sequence: int) -> int:
         """Where to begin in a segment, to find the record that has the sequence."""
         index = self._index(first) if sequence > first else None
-        if index is None:
-            return SEGMENT_HEADER_SIZE
-        offsets = [row.offset for row in index.rows if row.first_sequence <= sequence]
-        return offsets[-1] if offsets else SEGMENT_HEADER_SIZE
+        offset = index.find_sequence(sequence) if index is not None else 0
+        return offset or SEGMENT_HEADER_SIZE
 
     def _segment(self, first: int, offset: int) -> Iterator[EventRecord]:
         """The records of one segment from an offset on."""
         name = segment_name(first)
-        is_open = not self._is_bounded and first == self._firsts()[-1]
+        is_open = not self._is_bounded and first == self.segments()[-1]
         with closing(self._storage.open(name)) as file:
             is_last = self._is_bounded and first == self._until.segment
             end = self._until.offset if is_last else file.size()
@@ -171,11 +276,7 @@ def _read(file: File, offset: int) -> EventRecord | None:
     if header is None:
         return None
     events = file.read(offset + RECORD_HEADER_SIZE, header.size)
-    try:
-        is_good = len(events) == header.size and payloads_crc(events) == header.events_crc
-    except ValueError:
-        return None
-    return EventRecord(header, events) if is_good else None
+    return EventRecord(header, events) if is_whole(events, header) else None
 
 
 def check_events(commands: Storage, events: Storage) -> int:

@@ -12,6 +12,7 @@ All of it belongs to one thread; only the sealing job runs elsewhere, on files t
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from threading import Lock
 from typing import Final, NamedTuple
@@ -30,8 +31,8 @@ from journal.event_format import (
     encode_segment_header,
     index_name,
     is_segment_header,
+    is_whole,
     parse_name,
-    payloads_crc,
     segment_name,
 )
 from journal.event_index import Index, Row, build_index, decode_index
@@ -67,6 +68,7 @@ class EventLog:
         self._leftovers: list[str] = []
         self._checked: _CheckedSegment | None = None
         self._passed: list[_CheckedSegment] = []
+        self._trusted: set[int] = set()  # segments that stay without having been checked
         self._is_started = False
         self._file: File | None = None
         self._position = EventPosition(0, 1, 0)
@@ -144,6 +146,38 @@ class EventLog:
             self._mend()
         self._is_started = True
 
+    def resume(self) -> None:
+        """In place of `check` and `start`, for a copy that has no journal: take records from now on
+        behind the last good one. Segments with an index are trusted, records behind them checked;
+        what follows the first that is not good, or is missing, is cut off. Raises JournalFailed.
+        """
+        assert not self._is_started, "the log is started once"
+        assert not self._position.sequence, "nothing was checked"
+        with self._latch.guard("resume events/"):
+            segments = {first for first, found in self._known.items() if SEGMENT_SUFFIX in found}
+            while (first := self._position.sequence + 1) in segments:
+                index = self._read_trusted(first)
+                if index is None:
+                    break
+                self._trusted.add(first)
+                self._position = EventPosition(index.last_sequence, first, index.size)
+            while (first := self._position.sequence + 1) in segments:
+                for header, events in _good_records(self._storage, first):
+                    rules_version, first_sequence, command_count, _, events_crc = header
+                    self.check(first_sequence, command_count, rules_version, events, events_crc)
+                if self._position.sequence < first:
+                    break
+            self._mend()
+        self._is_started = True
+
+    def _read_trusted(self, first_sequence: int) -> Index | None:
+        """The index of a full segment; None when it has none or the segment is another."""
+        with closing(self._storage.open(segment_name(first_sequence))) as file:
+            header = encode_segment_header(first_sequence, self._segment_size)
+            if file.read(0, SEGMENT_HEADER_SIZE) != header:
+                return None
+            return _read_index(self._storage, first_sequence, file.size())
+
     def _has_room(self, size: int) -> bool:
         """Whether the segment takes a record; the first of a segment always fits."""
         end = self._position.offset
@@ -191,7 +225,7 @@ class EventLog:
                 self._storage.remove(name)
         for first, suffixes in self._known.items():
             for suffix in suffixes:
-                is_stale = first not in expected
+                is_stale = first not in expected and first not in self._trusted
                 if is_stale:
                     self._storage.remove(f"{first:020}{suffix}")
         for segment in segments:
@@ -311,7 +345,7 @@ class _CheckedSegment:
         if not self.is_aside and (self._file is None or self._file.size() != self.end):
             self._copy_aside()
         if self._index is not None and not self.is_aside:
-            self._is_proven = self._row == len(self._index.rows)
+            self._is_proven = self._row == self._index.row_count
         self._index = None  # It is large, and there may be many segments.
         for file in (self._aside, self._file):
             if file is not None:
@@ -337,7 +371,7 @@ class _CheckedSegment:
         if self._index is not None:
             # The index was made from the whole segment when it was full: no need to read it again.
             row = Row(header.first_sequence, self.end, header.events_crc)
-            is_same = self._row < len(self._index.rows) and self._index.rows[self._row] == row
+            is_same = self._row < self._index.row_count and self._index.row(self._row) == row
             self._row += 1
             return is_same
         content = encode_record_header(header) + events
@@ -425,6 +459,21 @@ def _read_index(storage: Storage, first_sequence: int, size: int) -> Index | Non
     return index if is_its else None
 
 
+def _good_records(storage: Storage, first_sequence: int) -> Iterator[tuple[RecordHeader, bytes]]:
+    """The records that a segment begins with, as far as they are good and follow each other."""
+    with closing(storage.open(segment_name(first_sequence))) as file:
+        if not is_segment_header(file.read(0, SEGMENT_HEADER_SIZE), first_sequence):
+            return
+        offset, sequence = SEGMENT_HEADER_SIZE, first_sequence
+        while (header := decode_record_header(file.read(offset, RECORD_HEADER_SIZE))) is not None:
+            events = file.read(offset + RECORD_HEADER_SIZE, header.size)
+            if header.first_sequence != sequence or not is_whole(events, header):
+                return
+            yield header, events
+            sequence = header.last_sequence + 1
+            offset += RECORD_HEADER_SIZE + header.size
+
+
 def _last_valid(storage: Storage, first_sequence: int) -> int:
     """Last sequence that the beginning of a segment proves to have been durable, 0 for none.
 
@@ -448,13 +497,6 @@ def _last_valid(storage: Storage, first_sequence: int) -> int:
             offset += RECORD_HEADER_SIZE + header.size
         while found:
             offset, header = found.pop()
-            if _is_whole(file.read(offset + RECORD_HEADER_SIZE, header.size), header):
+            if is_whole(file.read(offset + RECORD_HEADER_SIZE, header.size), header):
                 return header.last_sequence
     return first_sequence - 1
-
-
-def _is_whole(events: bytes, header: RecordHeader) -> bool:
-    try:
-        return len(events) == header.size and payloads_crc(events) == header.events_crc
-    except ValueError:
-        return False

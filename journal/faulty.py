@@ -49,6 +49,9 @@ class FaultyFile:
     def read(self, offset: int, size: int) -> bytes:
         return self._storage.step("read", lambda: self._file.read(offset, size))
 
+    def read_cached(self, offset: int, buffer: memoryview) -> int:
+        return self._storage.step("read", lambda: self._file.read_cached(offset, buffer))
+
     def write(self, offset: int, content: bytes) -> None:
         self._storage.step("write", lambda: self._file.write(offset, content))
 

@@ -74,6 +74,11 @@ class MemoryFile:
         self._check()
         return bytes(self._content.current[offset : offset + size])
 
+    def read_cached(self, offset: int, buffer: memoryview) -> int:
+        content = self.read(offset, len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
     def write(self, offset: int, content: bytes) -> None:
         self._check()
         assert self._is_writable, "file is open for reading"

@@ -28,6 +28,11 @@ class File(Protocol):
     def read(self, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`, fewer only at the end of the file."""
 
+    def read_cached(self, offset: int, buffer: memoryview) -> int:
+        """Fill the buffer from `offset` on without waiting for the disk; how many bytes could be
+        had so. None may mean the end of the file, or bytes that only the disk has: `read` tells.
+        """
+
     def write(self, offset: int, content: bytes) -> None:
         """Write all of `content`; durable only after a sync."""
 
@@ -107,6 +112,15 @@ class FolderFile:
             chunks.append(content)
             have += len(content)
         return b"".join(chunks)
+
+    def read_cached(self, offset: int, buffer: memoryview) -> int:
+        try:
+            return os.preadv(self._descriptor, [buffer], offset, os.RWF_NOWAIT)
+        except OSError as error:
+            # The page is not in memory, or the file system cannot say.
+            if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+                return 0
+            raise
 
     def write(self, offset: int, content: bytes) -> None:
         written = os.pwrite(self._descriptor, content, offset)

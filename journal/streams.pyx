@@ -1,9 +1,10 @@
 # cython: language_level=3
-"""Walks a segment of events/ for its index: which records there are, and where each stream is.
+"""Walks events: a segment for its index, an index for a stream, a record for what is in it.
 
 A segment is indexed while the venue trades on, in the same process. In Python that would take the
 interpreter away from the loop for most of a second, in pieces of 5 ms; here blocks of any size go
-in, the interpreter is released meanwhile, and the two parts of the index come out as bytes.
+in, the interpreter is released meanwhile, and the two parts of the index come out as bytes. A
+reader that follows the log looks a place up in what has been fed so far.
 Layouts: journal/event_format.py and journal/event_index.py.
 """
 
@@ -11,6 +12,8 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcmp, memcpy
+
+from zlib import crc32
 
 cdef extern from "<endian.h>" nogil:
     uint16_t le16toh(uint16_t value)
@@ -25,6 +28,7 @@ cdef enum:
     ENTRY_HEAD_SIZE = 40
     REPORT = 1
     MARKET_DATA = 3
+    REFERENCE = 4
     ROW_SIZE = 16
     STREAM_SIZE = 28
     POINT_SIZE = 12
@@ -54,7 +58,10 @@ cdef struct Point:
 
 
 cdef class SegmentScanner:
-    """Feed it a whole segment in blocks, then take `rows` and `streams`."""
+    """Feed it a segment in blocks, from its beginning; take `rows` and `streams` when it is whole.
+
+    Places can be looked up at any time, in the records whose events have been fed.
+    """
 
     cdef readonly uint64_t last_sequence     # of the last record
     cdef readonly uint32_t row_count
@@ -105,9 +112,64 @@ cdef class SegmentScanner:
             raise ValueError(f"no event in the record at offset {self.record_offset}")
 
     @property
+    def size(self):
+        """Bytes of the segment that have been fed."""
+        return self.offset
+
+    @property
     def is_whole(self):
         """Whether what was fed ends where a record ends."""
         return self.skip == 0 and self.head_size == 0 and self.record_left == 0
+
+    def last_number(self, uint32_t kind, uint32_t identity):
+        """The last number of a stream; 0: nothing of it is here."""
+        cdef uint32_t place = self.places[self.place_of(kind, identity)]
+        return self.found[place - 1].last if place != 0 else 0
+
+    def find(self, uint32_t kind, uint32_t identity, uint64_t number):
+        """Offset of a record near before the one that has the number, or of that itself; 0: the
+        stream does not reach the number here."""
+        cdef uint32_t place = self.places[self.place_of(kind, identity)]
+        cdef uint32_t point
+        cdef uint32_t offset
+        if place == 0 or self.found[place - 1].last < number:
+            return 0
+        point = self.found[place - 1].first_point
+        offset = self.points[point - 1].offset
+        while point != 0 and self.points[point - 1].number <= number:
+            offset = self.points[point - 1].offset
+            point = self.points[point - 1].next
+        return offset
+
+    def find_sequence(self, uint64_t sequence):
+        """Offset of the record that has the sequence; 0: it is not here."""
+        cdef uint32_t place
+        if sequence > self.last_sequence:
+            return 0
+        place = self.first_row(0, sequence + 1)
+        return read_u32(self.row_bytes + (place - 1) * ROW_SIZE + 8) if place != 0 else 0
+
+    def next_row(self, uint32_t offset):
+        """Offset of the first record at or behind this one; 0: there is none."""
+        cdef uint32_t place = self.first_row(8, offset)
+        if place == self.row_count:
+            return 0
+        return read_u32(self.row_bytes + <uint64_t> place * ROW_SIZE + 8)
+
+    cdef uint32_t first_row(self, int field, uint64_t value) noexcept nogil:
+        """The first row whose field (0: sequence, 8: offset) is at least this, or their count."""
+        cdef uint32_t low = 0
+        cdef uint32_t high = self.row_count
+        cdef uint32_t middle
+        cdef const uint8_t* at
+        while low < high:
+            middle = low + (high - low) // 2
+            at = self.row_bytes + <uint64_t> middle * ROW_SIZE + field
+            if (read_u64(at) if field == 0 else read_u32(at)) < value:
+                low = middle + 1
+            else:
+                high = middle
+        return low
 
     def rows(self):
         """All records, as the index has them."""
@@ -191,17 +253,18 @@ cdef class SegmentScanner:
             return NOT_AN_EVENT
         self.record_left -= length
         self.skip = length - ENTRY_HEAD_SIZE
-        if kind != REPORT and kind != MARKET_DATA:
+        if kind != REPORT and kind != MARKET_DATA and kind != REFERENCE:
             return GOOD
         memcpy(&channel, self.head + 6, 2)
         memcpy(&session, self.head + 8, 4)
         memcpy(&number, self.head + 16, 8)
+        # The owner of a record of who is who is the venue: session and channel are 0.
         return self.note(
-            kind, le32toh(session) if kind == REPORT else le16toh(channel), le64toh(number))
+            kind, le16toh(channel) if kind == MARKET_DATA else le32toh(session), le64toh(number))
 
     cdef int note(self, uint32_t kind, uint32_t identity, uint64_t number) noexcept nogil:
         """The stream has this number in the present record."""
-        cdef Stream* stream = self.find(kind, identity, number)
+        cdef Stream* stream = self.stream_of(kind, identity, number)
         cdef uint64_t room
         if stream == NULL:
             return NO_MEMORY
@@ -225,7 +288,7 @@ cdef class SegmentScanner:
         stream.point_offset = self.record_offset
         return GOOD
 
-    cdef Stream* find(self, uint32_t kind, uint32_t identity, uint64_t number) noexcept nogil:
+    cdef Stream* stream_of(self, uint32_t kind, uint32_t identity, uint64_t number) noexcept nogil:
         """The stream, made when it is new; NULL when there is no memory."""
         cdef uint32_t place = self.place_of(kind, identity)
         cdef uint64_t room = self.stream_room
@@ -274,6 +337,83 @@ cdef class SegmentScanner:
         return True
 
 
+def find_stream(bytes content not None, uint32_t count, uint64_t offset, uint32_t kind,
+                uint32_t identity):
+    """Offset of a stream in the bytes of an index whose `count` streams begin at `offset`; 0: it
+    has no such stream. The index has a good checksum."""
+    cdef const uint8_t* data = <const uint8_t*> PyBytes_AS_STRING(content)
+    cdef uint64_t size = PyBytes_GET_SIZE(content)
+    cdef uint32_t i
+    for i in range(count):
+        if offset + STREAM_SIZE > size:
+            raise AssertionError("the streams of an index end inside it")
+        if read_u32(data + offset) == kind and read_u32(data + offset + 4) == identity:
+            return offset
+        offset += STREAM_SIZE + <uint64_t> read_u32(data + offset + 8) * POINT_SIZE
+    return 0
+
+
+def payloads_crc(bytes events not None):
+    """CRC-32 over the payloads of a record's events in order, without their heads.
+
+    ValueError when the bytes are not a run of events.
+    """
+    cdef const uint8_t* data = <const uint8_t*> PyBytes_AS_STRING(events)
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(events)
+    cdef bytes payloads = PyBytes_FromStringAndSize(NULL, size)
+    cdef uint8_t* out = <uint8_t*> PyBytes_AS_STRING(payloads)
+    cdef Py_ssize_t offset = 0
+    cdef Py_ssize_t gathered = 0
+    cdef Py_ssize_t length
+    while offset < size:
+        length = event_length(data, offset, size)
+        memcpy(out + gathered, data + offset + ENTRY_HEAD_SIZE, length - ENTRY_HEAD_SIZE)
+        gathered += length - ENTRY_HEAD_SIZE
+        offset += length
+    return crc32(memoryview(payloads)[:gathered])
+
+
+def private_events(bytes events not None, make not None):
+    """[make((sequence, index, time ns, kind, session, number, payload))] of the reports and the
+    records of who is who in a record; `index` counts those of one command from 0.
+
+    ValueError when the bytes are not a run of events.
+    """
+    cdef const uint8_t* data = <const uint8_t*> PyBytes_AS_STRING(events)
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(events)
+    cdef Py_ssize_t offset = 0
+    cdef Py_ssize_t length
+    cdef uint64_t last = 0
+    cdef uint64_t sequence
+    cdef uint32_t index = 0
+    cdef const uint8_t* at
+    cdef list found = []
+    while offset < size:
+        length = event_length(data, offset, size)
+        at = data + offset
+        if at[4] == REPORT or at[4] == REFERENCE:
+            sequence = read_u64(at + 24)
+            index = index + 1 if sequence == last else 0
+            last = sequence
+            found.append(make((
+                sequence, index, read_u64(at + 32), at[4], read_u32(at + 8), read_u64(at + 16),
+                PyBytes_FromStringAndSize(<const char*> at + ENTRY_HEAD_SIZE,
+                                          length - ENTRY_HEAD_SIZE))))
+        offset += length
+    return found
+
+
+cdef Py_ssize_t event_length(const uint8_t* data, Py_ssize_t offset, Py_ssize_t size) except -1:
+    """Bytes of the event at an offset, all of which are there."""
+    cdef uint32_t length
+    if size - offset < ENTRY_HEAD_SIZE:
+        raise ValueError(f"an event ends inside its head, at offset {offset}")
+    length = read_u32(data + offset)
+    if not (ENTRY_HEAD_SIZE <= length <= size - offset):
+        raise ValueError(f"an event has {length} bytes, at offset {offset}")
+    return length
+
+
 cdef bint grow(void** items, uint64_t* room, uint64_t count, size_t size) noexcept nogil:
     """Room for one more than `count`."""
     cdef void* moved
@@ -285,6 +425,18 @@ cdef bint grow(void** items, uint64_t* room, uint64_t count, size_t size) noexce
     items[0] = moved
     room[0] = 2 * room[0] + 64
     return True
+
+
+cdef inline uint32_t read_u32(const uint8_t* data) noexcept nogil:
+    cdef uint32_t value
+    memcpy(&value, data, 4)
+    return le32toh(value)
+
+
+cdef inline uint64_t read_u64(const uint8_t* data) noexcept nogil:
+    cdef uint64_t value
+    memcpy(&value, data, 8)
+    return le64toh(value)
 
 
 cdef inline void put32(uint8_t* out, uint32_t value) noexcept nogil:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from random import Random
 from typing import NamedTuple
+from zlib import crc32
 
 from journal import EventLog, Storage, run_inline
-from journal.event_format import ENTRY_HEAD, payloads_crc
+from journal.event_format import ENTRY_HEAD, entries
 from journal.memory import MemoryStorage
 
 SEGMENT_SIZE = 1024
@@ -40,7 +41,8 @@ def make_batches(
             for _ in range(dice.randrange(events_max + 1))
         )
         command_count = dice.randrange(1, 4)
-        batches.append(Batch(sequence, command_count, 2, events, payloads_crc(events)))
+        events_crc = crc32(b"".join(entry.payload for entry in entries(events)))
+        batches.append(Batch(sequence, command_count, 2, events, events_crc))
         sequence += command_count
     return batches
 
@@ -51,6 +53,8 @@ def _event(
     payload = dice.randbytes(dice.randrange(1, 60))
     kind = dice.choice((1, 2, 3, 3))
     stream = dice.randrange(1, 3 if kind == 3 else session_count + 1)
+    if kind == 2 and len(payload) % 2:
+        kind, stream = 4, 0
     number = numbers.get((kind, stream), 0) + 1
     if kind != 2:
         numbers[kind, stream] = number

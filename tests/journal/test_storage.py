@@ -66,6 +66,8 @@ def test_files_are_written_and_read_anywhere(storage: Storage) -> None:
     assert file.read(5, 3) == b"wor"
     assert file.read(13, 1) == b""
     assert file.read(100, 1) == b""
+    buffer = bytearray(8)
+    assert file.read_cached(13, memoryview(buffer)) == 0
     file.close()
     again = storage.open("a", is_writable=True)
     again.write(0, b"J")
@@ -178,6 +180,48 @@ def test_short_writes_and_reads_are_completed(
     assert file.read(7, 1000) == data
     assert file.read(7, 2000) == data
     file.close()
+
+
+def test_what_is_in_memory_is_read_without_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = FolderStorage(tmp_path).create("a")
+    file.write(0, b"hello world")
+    flags: list[int] = []
+    answers: list[int | OSError] = [
+        5,
+        OSError(errno.EAGAIN, "try again"),
+        OSError(errno.EOPNOTSUPP, "not supported"),
+        OSError(errno.EIO, "Input/output error"),
+    ]
+
+    def read(descriptor: int, buffers: list[memoryview], offset: int, flag: int) -> int:
+        flags.append(flag)
+        answer = answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        buffers[0][:answer] = os.pread(descriptor, answer, offset)
+        return answer
+
+    monkeypatch.setattr(os, "preadv", read)
+    buffer = memoryview(bytearray(7))
+    assert file.read_cached(4, buffer) == 5
+    assert bytes(buffer) == b"o wor\0\0"
+    assert file.read_cached(0, buffer) == 0, "it is on the disk"
+    assert file.read_cached(0, buffer) == 0, "the file system cannot say"
+    with pytest.raises(OSError, match="Input/output"):
+        file.read_cached(0, buffer)
+    assert flags == [os.RWF_NOWAIT] * 4
+    file.close()
+
+
+@pytest.mark.parametrize("make", [MemoryStorage, lambda: FaultyStorage(MemoryStorage())])
+def test_what_is_in_memory_always_is_read_at_once(make: Callable[[], Storage]) -> None:
+    file = make().create("a")
+    file.write(0, b"hello world")
+    buffer = memoryview(bytearray(7))
+    assert file.read_cached(6, buffer) == 5
+    assert bytes(buffer) == b"world\0\0"
 
 
 def test_a_write_that_writes_nothing_is_an_error(
