@@ -131,6 +131,13 @@ PACE_S: Final = 0.002
 """Pause between them: 5.6 MB a second. What is published again is out in less than a second; what
 fell due over a stop follows at the same pace."""
 
+PACE_STALLS_MAX: Final = 500
+"""Pauses in a row, a second, in which a line takes no packet, after which it goes on by itself: the
+venue opens without it."""
+
+DRAIN_PACKETS: Final = 64
+"""Packets that waited, handed to the system at once when a line takes some again."""
+
 POSITION_READERS_MAX: Final = 16
 """Readers of the local position stream: each costs a write for each batch."""
 

@@ -17,14 +17,19 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 from prometheus_client import CollectorRegistry, Metric, ProcessCollector
-from prometheus_client.metrics_core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    InfoMetricFamily,
-)
+from prometheus_client.metrics_core import CounterMetricFamily
 
 from exchange.core.engine import BUILD, RULES_VERSION
-from exchange.metrics import NANOSECONDS_PER_SECOND, LoopLag, MetricsServer
+from exchange.metrics import (
+    NANOSECONDS_PER_SECOND,
+    LoopLag,
+    MetricsServer,
+    counter,
+    counters,
+    gauge,
+    gauges,
+    info,
+)
 from exchange.node.limits import RINGS_SIZE_MAX
 from protocol import admin, market_data, order_entry
 from protocol.codes import RejectCode
@@ -90,21 +95,6 @@ _MARKET_CODES: Final = {
 _BUCKETS: Final = {"orders": 0, "cancels": 1, "others": 2}
 
 
-def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(name, text, value=value)
-
-
-def _counter(name: str, text: str, value: float) -> Metric:
-    return CounterMetricFamily(name, text, value=value)
-
-
-def _counters(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
-    family = CounterMetricFamily(name, text, labels=[label])
-    for value, count in values.items():
-        family.add_metric([value], count)
-    return family
-
-
 def _by_label(labels: Mapping[str, int], count: Callable[[int], int]) -> dict[str, float]:
     return {label: count(number) for label, number in labels.items()}
 
@@ -141,19 +131,19 @@ def _identity(venue: "Venue") -> Iterator[Metric]:
         "rules_version": str(RULES_VERSION),
         "python": platform.python_version(),
     }
-    yield InfoMetricFamily("brier_build", "Which program this is.", value=build)
+    yield info("brier_build", "Which program this is.", build)
     venue_labels = {"venue": venue.engine.venue, "epoch": str(venue.epoch)}
-    yield InfoMetricFamily("brier_venue", "Which venue this is.", value=venue_labels)
+    yield info("brier_venue", "Which venue this is.", venue_labels)
 
 
 def _sequencing(venue: "Venue") -> Iterator[Metric]:
     sequencer = venue.sequencer
-    yield _gauge(
+    yield gauge(
         "brier_applied_sequence",
         "Number of the last command that was applied, durable or not.",
         venue.engine.sequence,
     )
-    yield _gauge(
+    yield gauge(
         "brier_durable_sequence",
         "Number of the last command that is on disk.",
         sequencer.durable_sequence,
@@ -166,17 +156,17 @@ def _sequencing(venue: "Venue") -> Iterator[Metric]:
         "Time to build, write and sync a record, with the way to the writer and back.",
         NANOSECONDS_PER_SECOND,
     )
-    yield _gauge(
+    yield gauge(
         "brier_commit_age_seconds",
         "How long the commit under way has taken, 0 when there is none.",
         sequencer.unsynced_age_ns() / NANOSECONDS_PER_SECOND,
     )
-    yield _counter(
+    yield counter(
         "brier_journal_written_bytes_total",
         "Bytes of records that were synced.",
         sequencer.journal_size,
     )
-    yield _gauge(
+    yield gauge(
         "brier_room_queue_entries",
         "Whoever waits because the open batch is full: connections, mostly.",
         sequencer.waiting_count,
@@ -185,13 +175,13 @@ def _sequencing(venue: "Venue") -> Iterator[Metric]:
 
 def _market(venue: "Venue") -> Iterator[Metric]:
     ingress = venue.order_entry.ingress
-    yield _counters(
+    yield counters(
         "brier_reports_total",
         "Reports to participants, by message.",
         "report",
         _by_label(_REPORTS, ingress.event_count),
     )
-    yield _counters(
+    yield counters(
         "brier_rejects_total",
         "Commands that the market refused, by code: each is a report too.",
         "code",
@@ -199,13 +189,13 @@ def _market(venue: "Venue") -> Iterator[Metric]:
             _CODES, lambda code: sum(ingress.reject_count(t, code) for t in _REJECTS.values())
         ),
     )
-    yield _counter(
+    yield counter(
         "brier_trades_total", "Matches of two orders.", ingress.event_count(_MARKET_DATA["trade"])
     )
-    yield _gauge(
+    yield gauge(
         "brier_open_orders", "Resting orders of all books.", venue.sequencer.open_order_count
     )
-    yield _counters(
+    yield counters(
         "brier_market_data_messages_total",
         "Public messages, by message.",
         "message",
@@ -215,40 +205,40 @@ def _market(venue: "Venue") -> Iterator[Metric]:
 
 def _sessions(venue: "Venue") -> Iterator[Metric]:
     entry, ingress = venue.order_entry, venue.order_entry.ingress
-    yield _gauge(
+    yield gauge(
         "brier_connections",
         "TCP connections to order entry, logged on or not.",
         len(entry.connections),
     )
-    yield _gauge(
+    yield gauge(
         "brier_sessions_connected",
         "Sessions that are logged on.",
         entry.attached_count,
     )
-    yield _counter("brier_log_ons_total", "Log-ons that were accepted.", entry.log_on_count)
-    yield _counters(
+    yield counter("brier_log_ons_total", "Log-ons that were accepted.", entry.log_on_count)
+    yield counters(
         "brier_log_on_rejects_total",
         "Log-ons that were refused, by code.",
         "code",
         _by_code(_LOG_ON_CODES, lambda code: entry.log_on_reject_counts.get(code, 0)),
     )
-    yield _counter(
+    yield counter(
         "brier_replays_total",
         "Log-ons that asked for reports sent before, and got them.",
         entry.replay_count,
     )
-    yield _counter(
+    yield counter(
         "brier_replayed_reports_total",
         "Reports that were sent again to a session that resumed.",
         entry.replayed_count,
     )
-    yield _counter("brier_state_images_total", "State images that were sent.", entry.image_count)
-    yield _gauge("brier_rings", "Sessions with reports kept for resuming.", ingress.rings.count)
-    yield _gauge("brier_ring_bytes", "Memory of the rings of all sessions.", ingress.rings.size)
-    yield _gauge(
+    yield counter("brier_state_images_total", "State images that were sent.", entry.image_count)
+    yield gauge("brier_rings", "Sessions with reports kept for resuming.", ingress.rings.count)
+    yield gauge("brier_ring_bytes", "Memory of the rings of all sessions.", ingress.rings.size)
+    yield gauge(
         "brier_ring_limit_bytes", "What the rings of all sessions may take.", RINGS_SIZE_MAX
     )
-    yield _counter(
+    yield counter(
         "brier_ring_evicted_reports_total",
         "Reports that fell out of a full ring and cannot be resumed from.",
         ingress.rings.evicted_count,
@@ -257,43 +247,43 @@ def _sessions(venue: "Venue") -> Iterator[Metric]:
 
 def _gateway(venue: "Venue") -> Iterator[Metric]:
     entry, ingress = venue.order_entry, venue.order_entry.ingress
-    yield _counter(
+    yield counter(
         "brier_frames_received_total",
         "Frames with orders, cancels and replaces, repeated ones included.",
         ingress.frame_count,
     )
-    yield _counter(
+    yield counter(
         "brier_frames_repeated_total",
         "Frames of those that were dropped, because their number had been seen.",
         ingress.duplicate_count,
     )
-    yield _counter(
+    yield counter(
         "brier_frames_sent_total", "Frames with events of durable commands.", ingress.released_count
     )
-    yield _counter("brier_sent_bytes_total", "Bytes of those frames.", ingress.released_size)
-    yield _counters(
+    yield counter("brier_sent_bytes_total", "Bytes of those frames.", ingress.released_size)
+    yield counters(
         "brier_refusals_total",
         "Commands that the gateway refused before the market saw them, by code.",
         "code",
         _by_code(_GATEWAY_CODES, ingress.refusal_count),
     )
-    yield _counters(
+    yield counters(
         "brier_throttled_total",
         "Commands refused because the session's budget was used up, by budget.",
         "budget",
         _by_label(_BUCKETS, ingress.throttled_count),
     )
-    yield _counter(
+    yield counter(
         "brier_back_pressure_total",
         "Times that a commit took so long that new orders were refused.",
         venue.sequencer.pressure_count,
     )
-    yield _counter(
+    yield counter(
         "brier_slow_consumers_total",
         "Connections ended because the client did not read.",
         entry.slow_consumer_count,
     )
-    yield _counter(
+    yield counter(
         "brier_evicted_connections_total",
         "Connections without a log-on that gave way to a newcomer.",
         entry.evicted_count,
@@ -301,67 +291,79 @@ def _gateway(venue: "Venue") -> Iterator[Metric]:
 
 
 def _publishing(venue: "Venue") -> Iterator[Metric]:
-    publisher = venue.publisher
-    kinds = {
-        "data": publisher.packet_count,
-        "heartbeat": publisher.heartbeat_count,
-        "republished": publisher.republished_count,
-    }
-    yield _counters(
+    lines = venue.publisher.lines
+    packets = CounterMetricFamily(
         "brier_market_data_packets_total",
-        "Packets given to the system, by kind: live, heartbeat, or sent again after a start.",
-        "kind",
-        kinds,
+        "Packets given to the system, by kind and line: live, heartbeat, or sent again after a "
+        "start.",
+        labels=["kind", "line"],
     )
-    yield _counter(
-        "brier_market_data_bytes_total", "Bytes of those packets.", publisher.packet_size
+    for name, line in lines.items():
+        packets.add_metric(["data", name], line.packet_count)
+        packets.add_metric(["heartbeat", name], line.heartbeat_count)
+        packets.add_metric(["republished", name], line.republished_count)
+    yield packets
+    yield counters(
+        "brier_market_data_bytes_total",
+        "Bytes of those packets, by line.",
+        "line",
+        {name: line.packet_size for name, line in lines.items()},
     )
-    yield _gauge(
+    yield counters(
+        "brier_market_data_sends_total",
+        "Calls of the system for those packets, several in each under load, by line.",
+        "line",
+        {name: line.send_count for name, line in lines.items()},
+    )
+    yield gauges(
         "brier_market_data_queue_packets",
-        "Packets that wait because the socket takes no more.",
-        publisher.queued_count,
+        "Packets that wait because the line's socket takes no more.",
+        "line",
+        {name: line.queued_count for name, line in lines.items()},
     )
-    yield _counter(
+    yield counters(
         "brier_market_data_dropped_packets_total",
-        "Packets that the full queue could not take: every consumer has a gap.",
-        publisher.dropped_count,
+        "Packets that the line's full queue could not take: consumers of this line have a gap.",
+        "line",
+        {name: line.dropped_count for name, line in lines.items()},
     )
-    yield _counter(
+    yield counters(
         "brier_market_data_send_errors_total",
-        "Packets that the system refused to send, for want of a route for example.",
-        publisher.error_count,
+        "Packets that the system refused to send, for want of a route for example, by line.",
+        "line",
+        {name: line.error_count for name, line in lines.items()},
     )
 
 
 def _storage(venue: "Venue") -> Iterator[Metric]:
     position = venue.event_log.position
-    yield _gauge(
+    yield gauge(
         "brier_event_log_sequence",
         "Number of the last command whose events are in the event log.",
         position.sequence,
     )
-    yield _gauge(
+    yield gauge(
         "brier_event_log_segment_bytes",
         "Bytes in the event log's open segment.",
         position.offset,
     )
-    yield _gauge(
+    yield gauge(
         "brier_position_readers",
         "Processes that follow how far they may read.",
         venue.positions.reader_count,
     )
-    yield _counter(
+    yield counter(
         "brier_position_readers_refused_total",
         "Processes that were refused because too many follow already.",
         venue.positions.refused_count,
     )
-    yield _gauge("brier_disk_free_bytes", "Free space of the journal's disk.", venue.disk_free_size)
-    yield _gauge(
+    yield gauge("brier_disk_free_bytes", "Free space of the journal's disk.", venue.disk_free_size)
+    yield gauge(
         "brier_disk_reserve_bytes",
         "Free space below which new orders are refused.",
         venue.disk_reserve_size,
     )
-    yield _gauge(
+    yield gauge(
         "brier_disk_low",
         "1 while new orders are refused because the disk is nearly full.",
         venue.order_entry.ingress.is_disk_low,
@@ -398,7 +400,7 @@ class VenueMetrics:
             "How late the event loop called back: what a frame may wait for before it is read.",
             NANOSECONDS_PER_SECOND,
         )
-        yield _counter("brier_scrapes_total", "Texts made for scrapers.", self.server.text_count)
+        yield counter("brier_scrapes_total", "Texts made for scrapers.", self.server.text_count)
         yield from self._process.collect()
 
     def _log_error(self, what: str) -> None:

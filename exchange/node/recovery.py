@@ -6,7 +6,7 @@ journal. What it all works on is in `Surroundings`: everything of a venue that t
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +16,7 @@ from exchange.clock import Clock
 from exchange.config import ThrottleSettings
 from exchange.core.engine import RULES_VERSION, Engine
 from exchange.logs import Log
+from exchange.multicast import DatagramSender
 from exchange.node.commit import Committer
 from exchange.node.failure import Exit, ServiceError
 from exchange.node.ingress import Ingress
@@ -25,7 +26,6 @@ from exchange.node.limits import (
     REPUBLISH_RECORDS_MAX,
     REPUBLISH_SIZE_MAX,
 )
-from exchange.node.publisher import DatagramSender
 from journal import EventLog, Journal, Record, Storage, run_in_thread
 from journal.prepare import Execute
 from protocol.records import COMMAND_HEAD, Genesis
@@ -45,7 +45,8 @@ class Surroundings:
     barred: Storage
     log: Log
     make_committer: Callable[[Journal], Committer]
-    sender: DatagramSender
+    senders: Mapping[str, DatagramSender]
+    """Of the lines of market data, by name."""
     throttle: ThrottleSettings | None = None
     """None: nothing is counted."""
     prepare: Execute = run_in_thread

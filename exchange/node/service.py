@@ -10,11 +10,9 @@ the event log, the position. Everything that touches the world is in `Surroundin
 import asyncio
 import gc
 import platform
-import resource
 import signal
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +22,7 @@ from exchange.clock import SteadyClock, SystemClock
 from exchange.config import Config, ConfigError, Limits
 from exchange.core.engine import BUILD, RULES_VERSION, Batch
 from exchange.logs import Log
+from exchange.multicast import open_lines
 from exchange.node.barred import BarredDamaged, BarredPayloads
 from exchange.node.commit import AdaptiveCommitter
 from exchange.node.failure import Exit, Failure, ServiceError
@@ -36,13 +35,13 @@ from exchange.node.limits import (
     REFUSALS_MAX,
 )
 from exchange.node.metrics import start_metrics
-from exchange.node.notify import notify
 from exchange.node.order_entry import OrderEntry
 from exchange.node.position import PositionStream, bind_position
-from exchange.node.publisher import MulticastSender, Publisher
+from exchange.node.publisher import Publisher
 from exchange.node.recovery import Recovered, Surroundings, recover
 from exchange.node.sequencer import Parts
 from exchange.node.setup import BARRED_FOLDER, COMMANDS_FOLDER, EVENTS_FOLDER, POSITION_NAME
+from exchange.process import notify, raise_open_files, say
 from journal import FolderStorage, JournalError, Position
 from protocol import wire
 from protocol.base import NUMBER_MAX
@@ -97,7 +96,7 @@ class Venue:
         self.sequencer = self.order_entry.sequencer
         self.sequencer.outlets.append(self)
         self.publisher = Publisher(
-            surroundings.sender, self.epoch, self.order_entry.steady_ns, loop, self.log
+            surroundings.senders, self.epoch, self.order_entry.steady_ns, loop, self.log
         )
         self.publisher.begin(self.engine.channels())
         self.positions = PositionStream(self._position(), self.log)
@@ -214,13 +213,14 @@ async def _serve(config: Config, log: Log) -> int:
     try:
         venue = _make_venue(surroundings, config)
     except BaseException:
-        surroundings.sender.close()
+        for sender in surroundings.senders.values():
+            sender.close()
         raise
     failure = await _run(venue, config)
     if failure is None:
         engine = venue.sequencer.engine
         assert engine.sequence == venue.sequencer.durable_sequence, "a drained venue is durable"
-        _say(
+        say(
             f"exchange stopped sequence={engine.sequence} digest={engine.digest()} "
             f"book_digest={engine.book_digest()} public_digest={engine.public_digest()}"
         )
@@ -329,21 +329,16 @@ def _say_ready(
     gc.collect()
     gc.freeze()
     host, port = server.sockets[0].getsockname()[:2]
-    _say(
+    line_b = config.market_data.line_b
+    shown_b = f"market_data_b={line_b.group}:{line_b.port} " if line_b is not None else ""
+    say(
         f"exchange ready venue={venue.engine.venue} order_entry={host}:{port} "
-        f"market_data={config.market_data.group}:{config.market_data.port} "
+        f"market_data={config.market_data.group}:{config.market_data.port} {shown_b}"
         f"metrics={metrics[0]}:{metrics[1]} epoch={venue.epoch} "
         f"sequence={venue.sequencer.durable_sequence} build={BUILD} "
         f"python={platform.python_version()}"
     )
     notify("READY=1")
-
-
-def _say(line: str) -> None:
-    """What whoever started us reads, if anybody still does."""
-    with suppress(OSError):
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
 
 
 def _on_exception(venue: Venue, context: dict[str, object]) -> None:
@@ -368,7 +363,7 @@ def _surroundings(config: Config, log: Log) -> Surroundings:
         barred=FolderStorage(data / BARRED_FOLDER),
         log=log,
         make_committer=lambda journal: AdaptiveCommitter(journal, loop, clock),
-        sender=MulticastSender(config.market_data, loop),
+        senders=open_lines(config.market_data, loop),
         throttle=config.throttle,
         segment_size=config.journal.segment_size,
         connections_max=_find_connections_max(log),
@@ -378,17 +373,12 @@ def _surroundings(config: Config, log: Log) -> Surroundings:
 def _find_connections_max(log: Log) -> int:
     """As many connections as the system lets this process have, at most CONNECTIONS_MAX."""
     reserved = DESCRIPTORS_RESERVED + REFUSALS_MAX
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = CONNECTIONS_MAX + reserved
-    if soft < wanted and soft != resource.RLIM_INFINITY:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    if soft >= wanted or soft == resource.RLIM_INFINITY:
-        return CONNECTIONS_MAX
-    found = soft - reserved
+    open_files = raise_open_files(CONNECTIONS_MAX + reserved)
+    found = open_files - reserved
     if found < 1:
-        raise ConfigError(f"{soft} open files are too few; raise the limit (ulimit -n)")
-    log.info("few_open_files", open_files=soft, connections_max=found)
+        raise ConfigError(f"{open_files} open files are too few; raise the limit (ulimit -n)")
+    if found < CONNECTIONS_MAX:
+        log.info("few_open_files", open_files=open_files, connections_max=found)
     return found
 
 

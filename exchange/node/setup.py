@@ -23,6 +23,8 @@ from exchange.clock import Clock, SystemClock
 from exchange.config import (
     CONFIG_NAME,
     ConfigError,
+    FeedSettings,
+    LineSettings,
     MarketDataSettings,
     MetricsSettings,
     ThrottleSettings,
@@ -76,11 +78,11 @@ port = {port}                 # 0: any free port; the ready line says which.
 segment_size = {segment_size}     # Bytes of one file of the journal; for the files to come.
 
 [market_data]
-group = "{market_data.group}"      # Multicast group of channel 1; channel 2 has the next.
+group = "{market_data.group}"      # Multicast group of channel 1; the next 127 belong to it too.
 port = {market_data.port}                 # UDP port of all groups.
 interface = "{market_data.interface}"     # An IPv4 address of this machine; packets leave there.
 ttl = {market_data.ttl}                     # Networks that a packet crosses; 0: it stays here.
-
+{line_b}
 # What one session may send: commands a second, and how many at once after a silence.
 [throttle]
 orders_per_second = {throttle.orders_per_second}   # New orders and replaces.
@@ -94,11 +96,31 @@ other_burst = {throttle.other_burst}
 host = "{metrics.host}"          # Prometheus scrapes here; nothing is encrypted.
 port = {metrics.port}                 # 0: any free port; the ready line says which.
 
+# The feed server (exchange feed), a process of its own that reads events/.
+[feed]
+host = "{feed.host}"          # Subscribers connect here; nothing is encrypted.
+port = {feed.port}                 # 0: any free port; the ready line says which.
+metrics_host = "{feed.metrics_host}"
+metrics_port = {feed.metrics_port}
+snapshot_rate = {feed.snapshot_rate}     # Bytes a second on each line, for snapshots; 0: none.
+
 # The engine's limits are part of the journal's first record and cannot change any more. They are
 # here for reading; a start compares them.
 [limits]
 {limits}
 """
+
+_LINE_B: Final = """
+# Line B: the same packets once more, best over another network. Without this table there is none.
+[market_data.line_b]
+group = "{line.group}"      # As above, and none of the groups above at the same port.
+port = {line.port}
+interface = "{line.interface}"
+ttl = {line.ttl}
+"""
+
+TWO_LINES: Final = MarketDataSettings(line_b=LineSettings("239.255.67.1"))
+"""What a new venue has."""
 
 
 class Initialised(NamedTuple):
@@ -114,7 +136,7 @@ def initialise(
     name: str,
     port: int = 9001,
     limits: Mapping[str, int] | None = None,
-    market_data: MarketDataSettings | None = None,
+    market_data: MarketDataSettings = TWO_LINES,
     clock: Clock | None = None,
 ) -> Initialised:
     """Make a venue in a folder that is missing or empty. Raises ConfigError, JournalError.
@@ -135,13 +157,16 @@ def initialise(
             FolderStorage(folder / "data" / COMMANDS_FOLDER), genesis, clock or SystemClock()
         )
         rows = "\n".join(f"{key} = {value}" for key, value in values.items())
+        line_b = market_data.line_b
         content = _CONFIG.format(
             segment_size=SEGMENT_SIZE,
             venue=name,
             port=port,
-            market_data=market_data or MarketDataSettings(),
+            market_data=market_data,
+            line_b="" if line_b is None else _LINE_B.format(line=line_b),
             throttle=ThrottleSettings(),
             metrics=MetricsSettings() if port else MetricsSettings(port=0),
+            feed=FeedSettings() if port else FeedSettings(port=0, metrics_port=0),
             limits=rows,
         )
         _write_new(folder / CONFIG_NAME, content.encode())
@@ -165,7 +190,6 @@ def write_genesis(
         sequence = engine.submit(FROM_VENUE, 0, 0, 0, now_ns, now_ns, wire.encode(genesis))
         assert sequence == 1, "Genesis is the first command"
         batch = engine.take_batch()
-        assert not batch.events, "Genesis has no events"
         journal.write(
             journal.build(batch.commands, batch.command_count, batch.events_crc, RULES_VERSION)
         )

@@ -26,7 +26,7 @@ from protocol.framing import (
     encode_frame,
 )
 from protocol.order_entry import CancelOrder, NewOrder, OrderAccepted, OrderRejected
-from protocol.records import COMMAND_HEAD, EVENT_HEAD, REPORT
+from protocol.records import COMMAND_HEAD, EVENT_HEAD, MARKET_DATA, REFERENCE, REPORT
 from protocol.records import SESSION as SESSION_EVENT
 from protocol.transport import Heartbeat
 from tests.exchange.node.market import open_market
@@ -247,7 +247,9 @@ def test_released_frames_are_exact() -> None:
     events = (
         event(SESSION_EVENT, 7, 2, 5, 1_000, b"accepted")
         + event(REPORT, 7, 2, 5, 1_000, b"one")
+        + event(REFERENCE, 0, 0, 4, 1_000, b"who is who")
         + event(REPORT, 9, 1, 1, 2_000, b"other")
+        + event(MARKET_DATA, 0, 0, 8, 2_000, b"public")
         + event(REPORT, 7, 2, 6, 3_000, b"two")
     )
     assert ingress.release(events, 77, 2_500) == [

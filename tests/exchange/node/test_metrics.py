@@ -11,18 +11,17 @@ from protocol.order_entry import CancelOrder, ReplaceOrder
 from tests.exchange.node.market import buy, logged_on, make_world, sell
 from tests.exchange.node.world import Peer, World
 
-Key = str | tuple[str, str]
+Key = str | tuple[str, ...]
 
 
 def read(world: World) -> dict[Key, float]:
-    """Every sample without a label by name, with one by name and its label's value."""
+    """Every sample without a label by name, with labels by name and their values."""
     text = generate_latest(VenueMetrics(world.venue)).decode()
     found: dict[Key, float] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            labels = list(sample.labels.values())
-            assert len(labels) <= 1 or family.type in ("info", "gauge")
-            key = (sample.name, labels[0]) if labels else sample.name
+            labels = tuple(sample.labels.values())
+            key = (sample.name, *labels) if labels else sample.name
             found[key] = sample.value
     return found
 
@@ -40,7 +39,7 @@ def gained(before: dict[Key, float], after: dict[Key, float]) -> dict[Key, float
 
 def without_sizes(counts: dict[Key, float]) -> dict[Key, float]:
     """Without bytes, which depend on how numbers are encoded."""
-    return {key: value for key, value in counts.items() if not str(key).endswith("bytes_total")}
+    return {key: value for key, value in counts.items() if "bytes_total" not in str(key)}
 
 
 def trade(world: World) -> tuple[Peer, Peer]:
@@ -67,11 +66,12 @@ def test_a_trade_is_counted_exactly() -> None:
         ("brier_market_data_messages_total", "order_added"): 1,
         ("brier_market_data_messages_total", "order_executed"): 1,
         ("brier_market_data_messages_total", "trade"): 1,
-        ("brier_market_data_packets_total", "data"): 2,
+        ("brier_market_data_packets_total", "data", "a"): 2,
+        ("brier_market_data_sends_total", "a"): 2,
     }
     assert sent["brier_sent_bytes_total"] > 6 * 24
     assert sent["brier_journal_written_bytes_total"] == 4 * 512, "four batches of a sector each"
-    assert sent["brier_market_data_bytes_total"] > 2 * 32
+    assert sent["brier_market_data_bytes_total", "a"] > 2 * 32
     assert after["brier_sessions_connected"] == 2
     assert after["brier_connections"] == 3
     assert after["brier_open_orders"] == 0
@@ -186,16 +186,17 @@ def test_a_label_has_its_values_from_the_start() -> None:
     world = World()
     world.boot()
     figures = read(world)
-    for name, value in (
+    for key in (
         ("brier_reports_total", "order_filled"),
         ("brier_rejects_total", "insufficient_collateral"),
         ("brier_refusals_total", "throttled"),
         ("brier_log_on_rejects_total", "bad_signature"),
         ("brier_market_data_messages_total", "trade"),
-        ("brier_market_data_packets_total", "heartbeat"),
+        ("brier_market_data_packets_total", "heartbeat", "a"),
+        ("brier_market_data_dropped_packets_total", "a"),
         ("brier_throttled_total", "cancels"),
     ):
-        assert figures[name, value] == 0
+        assert figures[key] == 0
     codes = {
         key[1]
         for key in figures

@@ -5,13 +5,13 @@ import signal
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from exchange.config import MarketDataSettings
+from exchange.config import LineSettings, MarketDataSettings
 from exchange.node.failure import Exit
 from exchange.node.setup import initialise
 from journal import Position, decode_position
@@ -134,6 +134,37 @@ def test_a_killed_venue_says_its_last_again_under_the_same_epoch(
     assert children[1].stop()[0] == Exit.STOPPED
 
 
+def test_both_lines_carry_the_same_packets(
+    tmp_path: Path, stack: ExitStack, children: list[Child]
+) -> None:
+    line_b = LineSettings("239.255.219.1", PORT + 5)
+    receivers = [
+        Receiver(stack, GROUP, PORT + 4),
+        Receiver(stack, line_b.group, line_b.port),
+    ]
+    folder = make_venue(tmp_path / "venue", PORT + 4, line_b=line_b)
+    children.append(Child(folder))
+    ready = children[0].ready()
+    assert ready["market_data"] == f"{GROUP}:{PORT + 4}"
+    assert ready["market_data_b"] == f"239.255.219.1:{PORT + 5}"
+    with administrator(folder, address(ready)) as peer:
+        for command in (RAIN, RAIN_YES):
+            assert isinstance(peer.request(command), AdminAccepted)
+    assert children[0].stop()[0] == Exit.STOPPED
+    sent: list[list[bytes]] = []
+    for receiver in receivers:
+        receiver.socket.setblocking(False)
+        sent.append([])
+        with suppress(BlockingIOError):
+            while True:
+                sent[-1].append(receiver.socket.recv(65_536))
+    assert sent[0] == sent[1]
+    assert [decode_packet(data).number for data in sent[0] if decode_packet(data).kind == DATA] == [
+        1,
+        2,
+    ]
+
+
 class PositionSocket:
     """A reader of the position stream."""
 
@@ -189,6 +220,7 @@ def test_a_configuration_without_the_new_tables_works(
     children.append(Child(folder))
     ready = children[0].ready()
     assert ready["market_data"] == "239.255.66.1:9100"
+    assert "market_data_b" not in ready, "it has no line B"
     code, _, errors = children[0].stop(signal.SIGINT)
     assert code == Exit.STOPPED
     assert "level=error" not in errors

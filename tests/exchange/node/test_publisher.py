@@ -1,19 +1,23 @@
-"""Packets out: order, heartbeats, a full socket, a network that fails, and old packets again."""
+"""Packets out: order, heartbeats, a full socket, a network that fails, old packets again, and two
+lines that do not harm each other.
+"""
 
 import asyncio
 import errno
-import socket
-import struct
-from collections.abc import Iterator
 from typing import cast
 
 import pytest
-import uvloop
 
-from exchange.config import ConfigError, MarketDataSettings
 from exchange.logs import Log
-from exchange.node.limits import PACE_PACKETS, PACE_S, PUBLISH_QUEUE_MAX
-from exchange.node.publisher import MulticastSender, Publisher
+from exchange.node.limits import (
+    DRAIN_PACKETS,
+    PACE_PACKETS,
+    PACE_S,
+    PACE_STALLS_MAX,
+    PUBLISH_QUEUE_MAX,
+)
+from exchange.node.line import Line
+from exchange.node.publisher import Publisher
 from protocol.packer import Packer
 from protocol.packets import DATA, HEARTBEAT, HEARTBEAT_INTERVAL_NS, Packet
 from tests.exchange.node.wires import Wire
@@ -24,19 +28,21 @@ INTERVAL_S = HEARTBEAT_INTERVAL_NS / 1e9
 
 
 class Desk:
-    """A publisher on virtual time."""
+    """A publisher on virtual time, with line A and, if wanted, line B."""
 
-    def __init__(self, *, is_released: bool = True) -> None:
+    def __init__(self, *, is_released: bool = True, has_line_b: bool = False) -> None:
         self.loop = StepLoop(START_NS)
         self.lines: list[str] = []
-        self.wire = Wire(lambda: self.loop.now_ns)
+        self.wires = {name: Wire(lambda: self.loop.now_ns) for name in "ab"[: 1 + has_line_b]}
+        self.wire = self.wires["a"]
         self.publisher = Publisher(
-            self.wire,
+            self.wires,
             EPOCH,
             lambda: self.loop.now_ns,
             cast("asyncio.AbstractEventLoop", self.loop),
             Log(lambda: self.loop.now_ns, self.lines.append),
         )
+        self.line: Line = self.publisher.lines["a"]
         self.next = dict.fromkeys(range(1, 65), 1)
         self.sequence = 0
         if is_released:
@@ -65,11 +71,11 @@ def test_a_batch_leaves_at_once_in_the_packers_packets() -> None:
     desk.publisher.publish(events)
     expected = Packer(EPOCH).pack(events, START_NS)
     assert [(sent.channel, sent.data) for sent in desk.wire.sent] == expected
-    publisher = desk.publisher
-    assert publisher.packet_count == len(expected) == 3
-    assert publisher.packet_size == sum(len(packet) for _, packet in expected)
-    assert (publisher.heartbeat_count, publisher.republished_count) == (0, 0)
-    assert (publisher.dropped_count, publisher.error_count, publisher.queued_count) == (0, 0, 0)
+    line = desk.line
+    assert line.packet_count == len(expected) == 3
+    assert line.packet_size == sum(len(packet) for _, packet in expected)
+    assert (line.heartbeat_count, line.republished_count) == (0, 0)
+    assert (line.dropped_count, line.error_count, line.queued_count) == (0, 0, 0)
 
 
 def test_a_silent_channel_says_its_next_number_every_quarter_second() -> None:
@@ -84,7 +90,7 @@ def test_a_silent_channel_says_its_next_number_every_quarter_second() -> None:
     assert [sent.time_ns for sent in desk.wire.sent] == due
     expected = [Packet(HEARTBEAT, 1, EPOCH, 4, time_ns, []) for time_ns in due]
     assert desk.wire.packets() == expected
-    assert desk.publisher.heartbeat_count == 3
+    assert desk.line.heartbeat_count == 3
 
 
 def test_every_channel_has_its_own_silence() -> None:
@@ -107,7 +113,7 @@ def test_a_busy_channel_has_no_heartbeat() -> None:
         desk.publish(1)
         desk.loop.sleep(0.2)
     assert all(packet.kind == DATA for packet in desk.wire.packets())
-    assert desk.publisher.heartbeat_count == 0
+    assert desk.line.heartbeat_count == 0
 
 
 def test_channels_in_use_at_a_start_have_heartbeats() -> None:
@@ -127,7 +133,7 @@ def test_a_full_socket_delays_and_keeps_the_order() -> None:
     for channel in (1, 2, 1, 3):
         desk.publish(channel)
     assert desk.numbers() == [(1, 1)]
-    assert desk.publisher.queued_count == 3
+    assert desk.line.queued_count == 3
     desk.wire.drain(2)
     assert desk.numbers() == [(2, 1), (1, 2)]
     desk.publish(1)
@@ -136,8 +142,8 @@ def test_a_full_socket_delays_and_keeps_the_order() -> None:
     assert desk.numbers() == [(3, 1), (1, 3)]
     desk.publish(1)
     assert desk.numbers() == [(1, 4)]
-    assert desk.publisher.packet_count == 6
-    assert desk.publisher.dropped_count == 0
+    assert desk.line.packet_count == 6
+    assert desk.line.dropped_count == 0
     assert desk.lines == []
 
 
@@ -146,7 +152,7 @@ def test_a_full_socket_gets_no_heartbeats_while_packets_wait() -> None:
     desk.wire.room = 0
     desk.publish(1)
     desk.loop.sleep(1)
-    assert desk.publisher.heartbeat_count == 0
+    assert desk.line.heartbeat_count == 0
     desk.wire.drain(2**62)
     desk.loop.sleep(INTERVAL_S)
     kinds = [(packet.kind, packet.number) for packet in desk.wire.packets()]
@@ -158,10 +164,10 @@ def test_a_full_queue_loses_the_newest_counts_and_says_so_once_a_second() -> Non
     desk.wire.room = 0
     for _ in range(PUBLISH_QUEUE_MAX + 10):
         desk.publish(1)
-    assert desk.publisher.queued_count == PUBLISH_QUEUE_MAX
-    assert desk.publisher.dropped_count == 10
+    assert desk.line.queued_count == PUBLISH_QUEUE_MAX
+    assert desk.line.dropped_count == 10
     (line,) = desk.lines
-    assert "level=error event=packets_lost dropped=1 errors=0 reason=" in line
+    assert "level=error event=packets_lost line=a dropped=1 errors=0 reason=" in line
     desk.loop.sleep(0.999_999_999)
     desk.publish(1)
     assert len(desk.lines) == 1
@@ -180,17 +186,17 @@ def test_a_network_that_fails_loses_packets_and_nothing_else(error: int) -> None
     desk = Desk()
     desk.wire.error = error
     desk.publish(1, 100)
-    lost = desk.publisher.error_count
+    lost = desk.line.error_count
     assert lost == 4
     desk.loop.sleep(2)
-    assert desk.publisher.error_count == lost + 8, "heartbeats"
+    assert desk.line.error_count == lost + 8, "heartbeats"
     assert len(desk.lines) == 3
     assert f"errors=1 reason={errno.errorcode[error]}" in desk.lines[0]
     desk.wire.error = 0
     desk.publish(1)
     assert desk.numbers() == [(1, 101)]
-    assert (desk.publisher.packet_count, desk.publisher.packet_size) == (1, 75)
-    assert (desk.publisher.dropped_count, desk.publisher.queued_count) == (0, 0)
+    assert (desk.line.packet_count, desk.line.packet_size) == (1, 75)
+    assert (desk.line.dropped_count, desk.line.queued_count) == (0, 0)
 
 
 def test_an_error_while_the_queue_drains_loses_what_waits() -> None:
@@ -200,7 +206,7 @@ def test_an_error_while_the_queue_drains_loses_what_waits() -> None:
         desk.publish(1)
     desk.wire.error = errno.ENETDOWN
     desk.wire.drain(2**62)
-    assert (desk.publisher.error_count, desk.publisher.queued_count) == (3, 0)
+    assert (desk.line.error_count, desk.line.queued_count) == (3, 0)
 
 
 def test_nothing_leaves_before_what_is_sent_again() -> None:
@@ -213,7 +219,7 @@ def test_nothing_leaves_before_what_is_sent_again() -> None:
     desk.publisher.republish(old, lambda: done.append(desk.loop.now_ns))
     assert desk.numbers() == [(1, 1), (2, 1), (1, 6)]
     assert done == [desk.loop.now_ns]
-    assert (desk.publisher.republished_count, desk.publisher.packet_count) == (2, 1)
+    assert (desk.line.republished_count, desk.line.packet_count) == (2, 1)
 
 
 def test_old_packets_are_paced_and_new_ones_wait_behind_them() -> None:
@@ -235,10 +241,40 @@ def test_old_packets_are_paced_and_new_ones_wait_behind_them() -> None:
     ]
     assert data[30].packet.number == 31
     assert done == [START_NS + 3 * pace_ns]
-    assert (desk.publisher.republished_count, desk.publisher.packet_count) == (30, 1)
+    assert (desk.line.republished_count, desk.line.packet_count) == (30, 1)
     for start in range(START_NS, START_NS + 5 * pace_ns, pace_ns // 4):
         burst = [sent for sent in data if start <= sent.time_ns < start + 10 * pace_ns]
         assert len(burst) * 2304 < 212_992, "what the kernel counts for a packet of this size"
+
+
+def test_what_falls_due_over_a_stop_is_kept_and_paced_to_the_end() -> None:
+    """More than may wait later, and more turns than a line may stall."""
+    desk = Desk(is_released=False)
+    count = (PACE_STALLS_MAX + 50) * PACE_PACKETS
+    assert count > PUBLISH_QUEUE_MAX
+    for _ in range(count):
+        desk.publish(1)
+    assert (desk.line.queued_count, desk.line.dropped_count) == (count, 0)
+    done: list[int] = []
+    desk.publisher.republish(b"", lambda: done.append(desk.loop.now_ns))
+    desk.loop.sleep(PACE_STALLS_MAX * PACE_S)
+    assert len(desk.wire.sent) == (PACE_STALLS_MAX + 1) * PACE_PACKETS
+    desk.loop.sleep(1)
+    assert done == [START_NS + (PACE_STALLS_MAX + 49) * round(PACE_S * 1e9)]
+    data = [packet for packet in desk.wire.packets() if packet.kind == DATA]
+    assert [packet.number for packet in data] == list(range(1, count + 1))
+
+
+def test_old_packets_that_cannot_be_sent_are_not_counted_as_others() -> None:
+    desk = Desk(is_released=False)
+    old = desk.events(1, 3, 1300)
+    desk.publish(1)
+    desk.wire.error = errno.EPERM
+    desk.publisher.republish(old, lambda: None)
+    assert (desk.line.error_count, desk.line.queued_count) == (4, 0)
+    desk.wire.error = 0
+    desk.publish(1)
+    assert (desk.line.republished_count, desk.line.packet_count) == (0, 1)
 
 
 def test_a_full_socket_delays_old_packets_too() -> None:
@@ -246,12 +282,111 @@ def test_a_full_socket_delays_old_packets_too() -> None:
     desk.wire.room = 3
     done: list[int] = []
     desk.publisher.republish(desk.events(1, 5, 1300), lambda: done.append(1))
-    desk.loop.sleep(1)
+    desk.loop.sleep(0.5)
     assert (len(desk.wire.sent), done) == (3, [])
+    assert (desk.line.republished_count, desk.line.packet_count) == (3, 0)
     desk.wire.room = 2**62
     desk.loop.sleep(PACE_S)
     assert desk.numbers() == [(1, number) for number in range(1, 6)]
     assert done == [1]
+
+
+def test_a_socket_that_takes_part_of_a_batch_gets_the_rest_in_order() -> None:
+    desk = Desk()
+    desk.wire.room = 2
+    for channel in range(1, 6):
+        desk.next[channel] = 10
+    events = b"".join(desk.events(channel) for channel in range(1, 6))
+    desk.publisher.publish(events)
+    assert desk.numbers() == [(1, 10), (2, 10)]
+    assert desk.line.queued_count == 3
+    desk.wire.drain(2)
+    assert desk.numbers() == [(3, 10), (4, 10)]
+    desk.wire.drain(2)
+    assert desk.numbers() == [(5, 10)]
+    assert (desk.line.packet_count, desk.line.dropped_count) == (5, 0)
+
+
+def test_a_queue_without_room_for_a_whole_batch_keeps_its_head() -> None:
+    desk = Desk()
+    desk.wire.room = 0
+    for _ in range(PUBLISH_QUEUE_MAX - 2):
+        desk.publish(1)
+    desk.publish(1, 5, 1300)
+    assert (desk.line.queued_count, desk.line.dropped_count) == (PUBLISH_QUEUE_MAX, 3)
+    desk.wire.drain(2**62)
+    assert desk.numbers() == [(1, number) for number in range(1, PUBLISH_QUEUE_MAX + 1)]
+
+
+def test_what_waited_is_handed_over_in_parts() -> None:
+    desk = Desk()
+    desk.wire.room = 0
+    for _ in range(2 * DRAIN_PACKETS + 1):
+        desk.publish(1)
+    desk.wire.drain(DRAIN_PACKETS + 1)
+    assert desk.line.queued_count == DRAIN_PACKETS
+    desk.wire.drain(DRAIN_PACKETS)
+    assert desk.line.queued_count == 0
+    assert desk.numbers() == [(1, number) for number in range(1, 2 * DRAIN_PACKETS + 2)]
+
+
+def test_both_lines_carry_the_same_bytes() -> None:
+    desk = Desk(is_released=False, has_line_b=True)
+    old = desk.events(1, 20, 1300)
+    desk.publisher.begin([(1, 21), (2, 1)])
+    desk.publisher.republish(old, lambda: None)
+    for _ in range(5):
+        desk.publish(1, 60)
+        desk.publish(2)
+        desk.loop.sleep(0.4)
+    sent = [[(one.channel, one.data) for one in wire.sent] for wire in desk.wires.values()]
+    assert sent[0] == sent[1]
+    line_a, line_b = desk.publisher.lines.values()
+    assert line_a.heartbeat_count == line_b.heartbeat_count > 0
+    assert line_a.packet_size == line_b.packet_size == sum(len(data) for _, data in sent[0])
+    assert line_a.republished_count == line_b.republished_count == 20
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+@pytest.mark.parametrize("is_full", [True, False])
+def test_a_line_that_fails_is_nothing_to_the_other(name: str, is_full: bool) -> None:
+    desk = Desk(has_line_b=True)
+    other = "b" if name == "a" else "a"
+    bad, good = desk.wires[name], desk.wires[other]
+    line_bad, line_good = desk.publisher.lines[name], desk.publisher.lines[other]
+    bad.room, bad.error = (0, 0) if is_full else (2**62, errno.ENETUNREACH)
+    for _ in range(PUBLISH_QUEUE_MAX + 3):
+        desk.publish(1)
+    desk.loop.sleep(1)
+    kinds = [packet.kind for packet in good.packets()]
+    assert kinds == [DATA] * (PUBLISH_QUEUE_MAX + 3) + [HEARTBEAT] * 4
+    assert bad.sent == []
+    assert (line_good.dropped_count, line_good.error_count, line_good.queued_count) == (0, 0, 0)
+    if is_full:
+        assert (line_bad.queued_count, line_bad.dropped_count) == (PUBLISH_QUEUE_MAX, 3)
+    else:
+        assert (line_bad.error_count, line_bad.dropped_count) == (PUBLISH_QUEUE_MAX + 3 + 4, 0)
+    assert desk.lines
+    assert all(f"event=packets_lost line={name} " in line for line in desk.lines)
+
+
+def test_a_line_that_takes_nothing_at_a_start_is_not_waited_for() -> None:
+    desk = Desk(is_released=False, has_line_b=True)
+    desk.wires["b"].room = 0
+    done: list[int] = []
+    desk.publisher.begin([(1, 11)])
+    desk.publisher.republish(desk.events(1, 10, 1300), lambda: done.append(desk.loop.now_ns))
+    desk.loop.sleep(PACE_S)
+    desk.publish(1)
+    assert len(desk.wire.sent) == 11, "line A goes on"
+    desk.loop.sleep((PACE_STALLS_MAX - 2) * PACE_S)
+    assert done == [START_NS + (PACE_STALLS_MAX - 1) * round(PACE_S * 1e9)]
+    assert desk.publisher.lines["b"].queued_count == 11
+    # Its packets are not lost: it has them when there is room again.
+    desk.wires["b"].drain(2**62)
+    assert [packet.number for packet in desk.wires["b"].packets()] == list(range(1, 12))
+    line_b = desk.publisher.lines["b"]
+    assert (line_b.republished_count, line_b.packet_count, line_b.dropped_count) == (10, 1, 0)
 
 
 def test_a_closed_publisher_sends_nothing_more() -> None:
@@ -263,75 +398,3 @@ def test_a_closed_publisher_sends_nothing_more() -> None:
     assert desk.wire.is_closed
     desk.loop.sleep(2)
     assert desk.numbers() == [(1, 1)]
-
-
-# Real sockets: groups and ports of these tests' own.
-
-PORT = 29_417
-
-
-def receiver(group: str, port: int) -> socket.socket:
-    """Bound to the group's address, so that nothing of other groups arrives."""
-    bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bound.bind((group, port))
-    member = struct.pack("4s4s", socket.inet_aton(group), socket.inet_aton("127.0.0.1"))
-    bound.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, member)
-    bound.settimeout(30)
-    return bound
-
-
-@pytest.fixture
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    loop = uvloop.new_event_loop()
-    yield loop
-    loop.close()
-
-
-def test_each_channel_has_its_group_and_other_venues_other_ports(
-    loop: asyncio.AbstractEventLoop,
-) -> None:
-    first = MulticastSender(MarketDataSettings("239.255.217.1", PORT), loop)
-    second = MulticastSender(MarketDataSettings("239.255.217.1", PORT + 1), loop)
-    with (
-        receiver("239.255.217.1", PORT) as one,
-        receiver("239.255.217.64", PORT) as sixty_four,
-        receiver("239.255.217.1", PORT + 1) as other,
-    ):
-        assert second.send(1, b"other venue")
-        assert first.send(64, b"channel 64")
-        assert first.send(1, b"channel 1")
-        assert one.recv(100) == b"channel 1"
-        assert sixty_four.recv(100) == b"channel 64"
-        assert other.recv(100) == b"other venue"
-        for nothing in (one, sixty_four, other):
-            nothing.setblocking(False)
-            with pytest.raises(BlockingIOError):
-                nothing.recv(100)
-    first.close()
-    second.close()
-
-
-def test_a_writable_socket_is_told_once(loop: asyncio.AbstractEventLoop) -> None:
-    sender = MulticastSender(MarketDataSettings("239.255.217.1", PORT), loop)
-    calls: list[int] = []
-
-    def note() -> None:
-        calls.append(len(calls))
-        if len(calls) < 3:
-            sender.when_writable(note)
-        else:
-            loop.call_later(0.01, loop.stop)
-
-    sender.when_writable(note)
-    loop.run_forever()
-    assert calls == [0, 1, 2]
-    sender.close()
-
-
-def test_an_address_of_another_machine_is_refused(loop: asyncio.AbstractEventLoop) -> None:
-    settings = MarketDataSettings(interface="192.0.2.1")
-    with pytest.raises(ConfigError) as caught:
-        MulticastSender(settings, loop)
-    text = "market_data.interface: 192.0.2.1 is not an address of this machine"
-    assert str(caught.value) == text

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from random import Random
 from typing import Any
+from zlib import crc32
 
 import msgspec
 import pytest
@@ -18,12 +19,22 @@ from journal import Journal, JournalDamaged, JournalHeld, read_only, run_inline
 from journal.memory import MemoryStorage
 from protocol import wire
 from protocol.admin import Halt
-from protocol.codes import RejectCode
+from protocol.codes import RejectCode, Role
 from protocol.order_entry import CancelOrder, NewOrder
-from protocol.records import COMMAND_HEAD, FROM_VENUE, Connect, Continuation, Genesis, VenueStarted
+from protocol.records import (
+    COMMAND_HEAD,
+    FROM_VENUE,
+    Connect,
+    Continuation,
+    Genesis,
+    KeyRecorded,
+    ParticipantRecorded,
+    VenueRecorded,
+    VenueStarted,
+)
 from protocol.transport import LogOnAccepted, LogOnRejected
 from tests.exchange.node.market import logged_on, open_market
-from tests.exchange.node.world import SEGMENT_SIZE, World, public_key
+from tests.exchange.node.world import EPOCH, SEGMENT_SIZE, World, public_key
 
 
 def append(world: World, payload: bytes, count: int = 1, events_crc: int = 0) -> int:
@@ -53,11 +64,17 @@ def stopped_world() -> World:
     return world
 
 
-def test_genesis_is_sequence_one_and_has_no_event() -> None:
+def test_genesis_is_sequence_one_and_says_who_the_venue_is() -> None:
     world = World()
     (record,) = read_only(world.disk).records()
     assert (record.first_sequence, record.command_count) == (1, 1)
-    assert record.events_crc == 0
+    time_ns = COMMAND_HEAD.unpack_from(record.payload)[-1]
+    who_is_who = (
+        VenueRecorded(1, time_ns, "venue", EPOCH, RULES_VERSION),
+        ParticipantRecorded(1, time_ns, 1, "venue"),
+        KeyRecorded(1, time_ns, 1, 1, public_key(1), Role.ADMIN),
+    )
+    assert record.events_crc == crc32(b"".join(map(wire.encode, who_is_who)))
     genesis = msgspec.msgpack.decode(record.payload[COMMAND_HEAD.size :], type=Genesis)
     assert (genesis.venue, genesis.admin_key) == ("venue", public_key(1))
     assert genesis.orders_max == GENESIS_DEFAULTS["orders_max"]
@@ -135,7 +152,7 @@ def test_a_journal_of_other_rules_is_refused_before_it_is_read(
     world.disk = MemoryStorage()
     append(world, entry(VenueStarted(), 1))
     images = world.disk.images()
-    with pytest.raises(ServiceError, match="has rules 2, this build replays 3") as caught:
+    with pytest.raises(ServiceError, match="has rules 3, this build replays 4") as caught:
         world.boot()
     assert caught.value.exit_code == Exit.CONFIGURATION
     assert world.disk.images() == images

@@ -256,7 +256,7 @@ def test_after_a_start_the_last_market_data_goes_out_again_before_anything_new()
     packets = world.wire.packets()
     assert numbers_in(packets[: len(old)]) == numbers_in(before)
     assert messages_in(packets[: len(old)]) == messages_in(before)
-    assert world.venue.publisher.republished_count == len(old)
+    assert world.venue.publisher.lines["a"].republished_count == len(old)
     # The orders of the lost session are canceled by the start: new numbers, behind the old ones.
     new = numbers_in(packets[len(old) :])
     assert new == [(1, len(numbers_in(before)) + n) for n in range(1, 6)]

@@ -11,7 +11,7 @@ from exchange.core.engine import Engine
 from exchange.node.ingress import Rings
 from exchange.node.limits import RING_SIZE_MAX, RING_SIZE_MIN, RINGS_SIZE_MAX
 from protocol.framing import HEADER_SIZE, REPLAYED, SEQUENCED, encode_frame
-from protocol.records import EVENT_HEAD, MARKET_DATA, REPORT
+from protocol.records import EVENT_HEAD, MARKET_DATA, REFERENCE, REPORT
 from protocol.records import SESSION as SESSION_EVENT
 from tests.exchange.node.world import World
 
@@ -141,6 +141,7 @@ def test_only_reports_are_kept() -> None:
         event(SESSION_EVENT, 4, 1, b"accepted")
         + report(4, 1, b"one")
         + event(MARKET_DATA, 0, 1, b"public")
+        + event(REFERENCE, 0, 1, b"who is who")
         + report(4, 2, b"two")
     )
     assert rings.replay(4, 1, 9, 77, ALL) == (frames(1, 9, [b"one", b"two"]), 3)

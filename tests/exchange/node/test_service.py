@@ -136,7 +136,7 @@ def test_a_venue_starts_takes_commands_stops_and_goes_on(
         children.append(child)
         ready = child.ready()
         assert list(ready) == [
-            *("venue", "order_entry", "market_data", "metrics", "epoch"),
+            *("venue", "order_entry", "market_data", "market_data_b", "metrics", "epoch"),
             *("sequence", "build", "python"),
         ]
         assert ready["venue"] == "north"

@@ -33,16 +33,17 @@ class Wire:
         self._now_ns = now_ns
         self._action: Callable[[], None] | None = None
 
-    def send(self, channel: int, packet: bytes) -> bool:
+    def send(self, packets: list[tuple[int, bytes]]) -> int:
         assert not self.is_closed
+        assert packets, "nothing is not sent"
         if self.error:
             raise OSError(self.error, errno.errorcode[self.error])
-        if self.room == 0:
-            return False
-        self.room -= 1
-        self.on_send(packet)
-        self.sent.append(Sent(self._now_ns(), channel, packet))
-        return True
+        taken = packets[: self.room]
+        self.room -= len(taken)
+        for channel, packet in taken:
+            self.on_send(packet)
+            self.sent.append(Sent(self._now_ns(), channel, packet))
+        return len(taken)
 
     def when_writable(self, action: Callable[[], None]) -> None:
         assert self._action is None, "asked for twice"

@@ -436,7 +436,7 @@ class World:
             barred=self.barred,
             log=Log(self.clock.time_ns, self.lines.append),
             make_committer=self._remember_committer,
-            sender=self.wire,
+            senders={"a": self.wire},
             prepare=run_inline,
             segment_size=SEGMENT_SIZE,
             connections_max=self._connections_max,
