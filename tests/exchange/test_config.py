@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 
 from exchange.config import (
+    CHANNEL_GROUPS,
     CONFIG_NAME,
     GROUPS_MAX,
     Config,
     ConfigError,
     Limits,
+    LineSettings,
     MarketDataSettings,
     MetricsSettings,
     ThrottleSettings,
@@ -73,9 +75,11 @@ def test_an_absolute_path_stays(tmp_path: Path) -> None:
         (
             "port = 1\n",
             "unknown key port; valid keys are venue, limits, order_entry, journal, market_data, "
-            "throttle, metrics",
+            "throttle, metrics, feed",
         ),
         ("[market_data]\ngrp = 1\n", "unknown key market_data.grp; did you mean group"),
+        ("[market_data.line_c]\n", "unknown key market_data.line_c; did you mean line_b"),
+        ("[market_data.line_b]\ntll = 1\n", "unknown key market_data.line_b.tll; did you mean ttl"),
         (
             "[throttle]\norder_burst = 1\n",
             "unknown key throttle.order_burst; did you mean orders_burst",
@@ -107,8 +111,8 @@ def test_a_misspelt_key_is_named_with_the_nearest_one(
             "market_data: group 'ff02::1' is not an IPv4 address",
         ),
         (
-            '[market_data]\ngroup = "239.255.255.193"\n',
-            "market_data: group 239.255.255.193 is not followed by 63 multicast ones",
+            '[market_data]\ngroup = "239.255.255.129"\n',
+            "market_data: group 239.255.255.129 is not followed by 127 multicast ones",
         ),
         (
             '[market_data]\ninterface = "eth0"\n',
@@ -117,6 +121,24 @@ def test_a_misspelt_key_is_named_with_the_nearest_one(
         (
             '[market_data]\ninterface = "0.0.0.0"\n',
             "market_data: interface 0.0.0.0 is not the address of an interface",
+        ),
+        (
+            "[market_data.line_b]\nport = 9100\n",
+            "market_data.line_b: Object missing required field `group`",
+        ),
+        (
+            '[market_data.line_b]\ngroup = "10.1.2.3"\n',
+            "market_data.line_b: group 10.1.2.3 is not a multicast address",
+        ),
+        (
+            '[market_data.line_b]\ngroup = "239.255.66.128"\n',
+            "market_data: line_b.group 239.255.66.128 is not 128 away from group 239.255.66.1; "
+            "another port would do as well",
+        ),
+        (
+            '[market_data.line_b]\ngroup = "239.255.65.130"\n',
+            "market_data: line_b.group 239.255.65.130 is not 128 away from group 239.255.66.1; "
+            "another port would do as well",
         ),
         ("[throttle]\norders_burst = 0\n", "throttle.orders_burst: Expected `int` >= 1"),
         ("[metrics]\nport = 65536\n", "metrics.port: Expected `int` <= 65535"),
@@ -142,9 +164,21 @@ def test_not_toml_not_text_not_there(tmp_path: Path) -> None:
 
 
 def test_the_last_group_is_the_last_multicast_address(tmp_path: Path) -> None:
-    content = VENUE + '[market_data]\ngroup = "239.255.255.192"\n' + LIMITS
-    assert load(write(tmp_path, content)).market_data.group == "239.255.255.192"
-    assert GROUPS_MAX == CHANNELS_MAX
+    content = VENUE + '[market_data]\ngroup = "239.255.255.128"\n' + LIMITS
+    assert load(write(tmp_path, content)).market_data.group == "239.255.255.128"
+    assert CHANNEL_GROUPS == CHANNELS_MAX
+    assert GROUPS_MAX == 2 * CHANNELS_MAX
+
+
+@pytest.mark.parametrize(
+    ("group", "port"),
+    [("239.255.66.129", 9100), ("239.255.65.129", 9100), ("239.255.66.1", 9101)],
+)
+def test_line_b_is_apart_from_line_a(tmp_path: Path, group: str, port: int) -> None:
+    content = VENUE + f'[market_data.line_b]\ngroup = "{group}"\nport = {port}\n' + LIMITS
+    found = load(write(tmp_path, content)).market_data
+    assert found.line_b == LineSettings(group, port, "127.0.0.1", 0)
+    assert found.line_a == LineSettings("239.255.66.1", 9100, "127.0.0.1", 0)
 
 
 def test_the_limits_are_those_of_genesis() -> None:
@@ -158,19 +192,28 @@ def test_what_init_writes_is_read(tmp_path: Path) -> None:
     assert config.order_entry.port == 0
     assert config.limits.orders_max == 7
     assert config.limits.accounts_max == 100_000
-    assert config.market_data == MarketDataSettings()
+    assert config.market_data == MarketDataSettings(line_b=LineSettings("239.255.67.1"))
     assert config.throttle == ThrottleSettings()
     assert config.metrics == MetricsSettings(port=0), "as order entry: any free port"
 
 
+def test_init_writes_one_line_if_asked(tmp_path: Path) -> None:
+    market_data = MarketDataSettings("239.255.70.1")
+    made = initialise(tmp_path / "venue", name="north", market_data=market_data)
+    assert load(made.config).market_data == market_data
+    assert "line_b" not in made.config.read_text()
+
+
 def test_init_writes_every_setting_on_a_line_with_its_table(tmp_path: Path) -> None:
-    market_data = MarketDataSettings("239.255.70.1", 9200, "10.0.0.1", 8)
+    line_b = LineSettings("239.255.71.1", 9201, "10.0.1.1", 7)
+    market_data = MarketDataSettings("239.255.70.1", 9200, "10.0.0.1", 8, line_b)
     made = initialise(tmp_path / "venue", name="north", port=7, market_data=market_data)
     config = load(made.config)
     assert (config.market_data, config.metrics) == (market_data, MetricsSettings())
     written = made.config.read_text()
     for table, settings in (
-        ("market_data", config.market_data),
+        ("market_data", config.market_data.line_a),
+        ("market_data.line_b", line_b),
         ("throttle", config.throttle),
         ("metrics", config.metrics),
     ):

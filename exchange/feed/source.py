@@ -1,0 +1,327 @@
+"""Where a feed server's records come from: the event log of a venue beside it, as it grows.
+
+The venue says over a local socket how far its log may be read. It may be away, and comes back: what
+was read stays, and the feed goes on serving it. What cannot be is that another log comes back, or
+one that ends before what was read: then the process ends, and the next one begins anew.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol, cast
+
+from exchange.feed.tail import EventTail, RecordSink
+from exchange.logs import Log
+from journal import EventPosition, FolderStorage, JournalError, Position, decode_position
+from journal.position import POSITION_SIZE
+
+__all__ = ["FeedFailure", "LocalSource", "RecordSink", "Source", "TailSource"]
+
+RECONNECT_PAUSE_MIN_S: Final = 0.02
+RECONNECT_PAUSE_MAX_S: Final = 0.5
+"""Pauses between attempts to connect: doubling from the first to the second."""
+
+ASSERTION: Final = 65
+DAMAGED: Final = 66
+STORAGE_FAILED: Final = 74
+"""Exit codes, as those of the venue."""
+
+
+class FeedFailure(Exception):
+    """The feed cannot go on; the text is one line, the code that of the process.
+
+    `is_other_log`: what was read before belongs to another log (the epoch changed, or the log ends
+    before what was read): a checkpoint must be removed before the process ends, so that the next
+    start reads from the beginning. `__cause__` is the exception behind it, if there was one.
+    """
+
+    def __init__(self, exit_code: int, text: str, *, is_other_log: bool = False) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+        self.is_other_log = is_other_log
+
+
+class Source(Protocol):
+    """Records in order, up to where they may be read, and where they are found again.
+
+    Made on the loop that it runs on.
+    """
+
+    ended: asyncio.Future[FeedFailure]
+    """Done when the source has failed; the process ends then."""
+
+    @property
+    def epoch(self) -> int:
+        """Of the market data; 0 until it is known. Never changes after."""
+
+    @property
+    def sequence(self) -> int:
+        """The last one that was handed to the sink; at first the one before `from_sequence`."""
+
+    @property
+    def position(self) -> EventPosition:
+        """Where the record that was handed on last ends: history is read up to here."""
+
+    @property
+    def segments(self) -> Sequence[int]:
+        """First sequences of the segments up to `position`, in order."""
+
+    @property
+    def generation(self) -> int:
+        """Grows when `segments` is no longer a continuation of what it was."""
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the venue (or the feed upstream) is there."""
+
+    @property
+    def lag(self) -> int:
+        """Commands that may be read and have not been handed on."""
+
+    def start(self) -> None:
+        """Begin. Records come from the loop, never from within this call."""
+
+    async def opened(self) -> None:
+        """Wait until the epoch is known and the log reaches `from_sequence` - 1, for ever if the
+        venue stays away. Raises FeedFailure."""
+
+    async def caught_up(self) -> None:
+        """Wait until what is in the log now was handed on. Raises FeedFailure."""
+
+    def close(self) -> None:
+        """Stop; the sink is not called any more."""
+
+
+class TailSource:
+    """What both sources have in common: a tail, the tasks around it, and how it all ends."""
+
+    def __init__(self, events: FolderStorage, sink: RecordSink, log: Log, sequence: int) -> None:
+        loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[FeedFailure] = loop.create_future()
+        self.tail = EventTail(events, sink, log, sequence)
+        self.log = log
+        self.is_closed = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def sequence(self) -> int:
+        return self.tail.position.sequence
+
+    @property
+    def position(self) -> EventPosition:
+        return self.tail.position
+
+    @property
+    def segments(self) -> Sequence[int]:
+        return self.tail.segments
+
+    @property
+    def generation(self) -> int:
+        return self.tail.generation
+
+    @property
+    def lag(self) -> int:
+        return self.tail.until.sequence - self.tail.position.sequence
+
+    async def caught_up(self) -> None:
+        await self.unless_ended(self.tail.reach(self.tail.until.sequence))
+
+    async def unless_ended(self, awaited: Coroutine[Any, Any, None]) -> None:
+        """Wait for it, or raise the failure that comes before."""
+        waiter = asyncio.ensure_future(awaited)
+        try:
+            await asyncio.wait((waiter, self.ended), return_when=asyncio.FIRST_COMPLETED)
+            if self.ended.done():
+                raise self.ended.result()
+            await waiter
+        finally:
+            waiter.cancel()
+
+    def begin(self, *jobs: Coroutine[Any, Any, None]) -> None:
+        """Run these until the source is closed; the first that ends, ends it."""
+        for job in jobs:
+            task = asyncio.get_running_loop().create_task(job)
+            task.add_done_callback(self._on_done)
+            self._tasks.append(task)
+
+    def fail(self, failure: FeedFailure) -> None:
+        """Nothing more is handed on."""
+        if not self.ended.done():
+            self.log.error("source_failed", code=failure.exit_code, reason=str(failure))
+            self.ended.set_result(failure)
+        self.close()
+
+    def close(self) -> None:
+        if not self.is_closed:
+            self.is_closed = True
+            for task in self._tasks:
+                task.cancel()
+            self.tail.close()
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is None:
+            return
+        if isinstance(error, FeedFailure):
+            failure = error
+        elif isinstance(error, JournalError):
+            failure = FeedFailure(error.exit_code, str(error))
+        elif isinstance(error, OSError):
+            failure = FeedFailure(STORAGE_FAILED, str(error))
+        else:
+            failure = FeedFailure(ASSERTION, f"{type(error).__name__}: {error}")
+        if failure is not error:
+            failure.__cause__ = error
+        self.fail(failure)
+
+
+class LocalSource(TailSource):
+    """A `Source` over the data folder of a venue on this host.
+
+    `events` is the folder of the event log, `position` the path of the venue's socket. Records are
+    handed on from the one that begins with `from_sequence` on. With `epoch` (of a checkpoint) the
+    source is open as soon as the log has what is below, although the venue may be away; with 0 it
+    waits for the venue. An exception of the sink ends it, with exit code 65.
+    """
+
+    def __init__(
+        self,
+        events: Path,
+        position: Path,
+        sink: RecordSink,
+        log: Log,
+        *,
+        from_sequence: int = 1,
+        epoch: int = 0,
+    ) -> None:
+        super().__init__(FolderStorage(events, is_read_only=True), sink, log, from_sequence - 1)
+        self.epoch = epoch
+        self._path = position
+        self._line: _PositionLine | None = None
+        self._is_opened = asyncio.Event()
+        if epoch:
+            self._is_opened.set()
+
+    @property
+    def is_connected(self) -> bool:
+        return self._line is not None and self._line.is_fresh
+
+    def start(self) -> None:
+        self.begin(self.tail.run(), self._stay_connected())
+
+    async def opened(self) -> None:
+        await self.unless_ended(self._wait_opened())
+
+    def close(self) -> None:
+        super().close()
+        if self._line is not None:
+            self._line.abort()
+
+    def told(self, position: Position, is_first: bool) -> None:
+        """The venue says how far may be read; `is_first` on a new connection."""
+        if self.ended.done():
+            return
+        if self.epoch not in (0, position.epoch):
+            text = f"the venue's epoch is {position.epoch}, what was read has {self.epoch}"
+            self.fail(FeedFailure(DAMAGED, text, is_other_log=True))
+            return
+        if position.sequence < self.tail.until.sequence:
+            known = self.tail.until.sequence
+            text = f"the venue's log ends at sequence {position.sequence}, {known} was known"
+            self.fail(FeedFailure(DAMAGED, text, is_other_log=True))
+            return
+        self.epoch = position.epoch
+        self._is_opened.set()
+        if is_first:
+            self.log.info("venue_connected", sequence=position.sequence, epoch=position.epoch)
+            # It may have been started anew, and have mended its log.
+            self.tail.look_again()
+        self.tail.allow(
+            EventPosition(position.sequence, position.events_segment, position.events_offset)
+        )
+
+    # Inside.
+
+    async def _wait_opened(self) -> None:
+        await self._is_opened.wait()
+        await self.tail.reach(self.tail.position.sequence)
+
+    async def _stay_connected(self) -> None:
+        """Connect, and again when the connection is lost, for ever."""
+        pause_s = RECONNECT_PAUSE_MIN_S
+        reason = ""
+        while True:
+            line = _PositionLine(self)
+            try:
+                await _connect(self._path, line)
+                self._line = line
+                await line.lost
+                text = "connection lost"
+            except OSError as error:
+                text = error.strerror or str(error)
+            if line.is_told:
+                pause_s, reason = RECONNECT_PAUSE_MIN_S, ""
+            if text != reason:
+                reason = text
+                self.log.error("venue_away", reason=reason)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, RECONNECT_PAUSE_MAX_S)
+
+
+class _PositionLine(asyncio.Protocol):
+    """One connection to the venue's position. Of what comes at once only the newest counts."""
+
+    def __init__(self, source: LocalSource) -> None:
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.is_told = False
+        self._source = source
+        self._rest = b""
+        self._transport: asyncio.Transport | None = None
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether what the venue said last still counts."""
+        return self.is_told and not self.lost.done()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        data = self._rest + data
+        end = len(data) - len(data) % POSITION_SIZE
+        self._rest = data[end:]
+        if not end:
+            return
+        try:
+            position = decode_position(data[end - POSITION_SIZE : end])
+        except ValueError as error:
+            self._source.fail(FeedFailure(DAMAGED, f"the venue's position: {error}"))
+            return
+        is_first, self.is_told = not self.is_told, True
+        self._source.told(position, is_first)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+async def _connect(path: Path, line: _PositionLine) -> None:
+    """Connect to the socket at a path of any length: its address has room for 107 bytes only."""
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            # At once: a full backlog is an error, and is tried again like any other.
+            bound.connect(f"/proc/self/fd/{folder}/{path.name}")
+        finally:
+            os.close(folder)
+        await asyncio.get_running_loop().create_unix_connection(lambda: line, sock=bound)
+    except BaseException:
+        bound.close()
+        raise
