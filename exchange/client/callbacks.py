@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
-__all__ = ["call"]
+__all__ = ["call", "complain"]
 
 T = TypeVar("T")
 
@@ -14,5 +14,10 @@ def call(callback: Callable[[T], None], argument: T) -> None:
     try:
         callback(argument)
     except Exception as error:  # noqa: BLE001 - the user's code may raise anything
-        context = {"message": f"{callback!r} raised", "exception": error}
-        asyncio.get_running_loop().call_exception_handler(context)
+        complain(callback, error)
+
+
+def complain(callback: object, error: Exception) -> None:
+    """Say to the event loop's exception handler that the user's code has raised."""
+    context = {"message": f"{callback!r} raised", "exception": error}
+    asyncio.get_running_loop().call_exception_handler(context)

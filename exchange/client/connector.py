@@ -11,6 +11,7 @@ Every log-on after the first asks for the reports from the one behind the last t
 import asyncio
 import os
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple, Protocol
@@ -21,10 +22,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from exchange.client.errors import ClientError, ConnectError, ReportsLostError
 from exchange.client.keys import public_key_bytes
 from exchange.client.limits import CONNECT_WAIT_S
-from exchange.client.link import Link
+from exchange.client.link import Link, LinkOwner
 from exchange.clock import Clock
 from protocol.codes import CancelOnDisconnect
-from protocol.session import Received
+from protocol.session import Received, Service
 from protocol.signing import log_on_bytes
 from protocol.transport import Hello, LogOn, LogOnAccepted, StateRequest
 from protocol.wire import MAJOR, MINOR
@@ -34,6 +35,9 @@ __all__ = ["Backoff", "ClientState", "Connector", "Listener", "Settings", "State
 _NONCE_SIZE: Final = 32
 _MS_PER_S: Final = 1_000
 _DOUBLINGS_MAX: Final = 32  # Keeps the exponent small; every sensible maximum is reached before.
+
+
+LinkMaker = Callable[[LinkOwner, Clock, asyncio.AbstractEventLoop], Link]
 
 
 class ClientState(Enum):
@@ -81,6 +85,7 @@ class Settings:
     keepalive_ms: int
     client: str
     reconnect: Backoff | None
+    service: Service = Service.ORDER_ENTRY
 
 
 class Listener(Protocol):
@@ -110,13 +115,16 @@ class Listener(Protocol):
 class Connector:
     """Owns the connection of one client."""
 
-    def __init__(self, settings: Settings, listener: Listener, clock: Clock) -> None:
+    def __init__(
+        self, settings: Settings, listener: Listener, clock: Clock, make_link: LinkMaker = Link
+    ) -> None:
         self.settings = settings
         self.state = ClientState.CONNECTING
         self.link: Link | None = None
         self.venue = ""
         self._listener = listener
         self._clock = clock
+        self._make_link = make_link
         self._next_report = 0
         self._is_closing = False
         self._unknown_count = 0
@@ -136,6 +144,11 @@ class Connector:
         except BaseException:
             self._change(ClientState.CLOSED, None)
             raise
+
+    def open_later(self, backoff: Backoff) -> None:
+        """Connect and log on in the background, as after a loss."""
+        never = ConnectError(self.settings.host, self.settings.port, "not tried yet")
+        self._retries = asyncio.get_running_loop().create_task(self._reconnect(backoff, never))
 
     async def close(self) -> None:
         """Log out and wait for the end; at once when there is no connection."""
@@ -179,7 +192,8 @@ class Connector:
             client=settings.client,
             signature=b"",
         )
-        signature = settings.key.sign(log_on_bytes(hello.venue, hello.nonce, log_on))
+        to_sign = log_on_bytes(hello.venue, hello.nonce, log_on, settings.service)
+        signature = settings.key.sign(to_sign)
         return msgspec.structs.replace(log_on, signature=signature)
 
     def established(self, accepted: LogOnAccepted) -> None:
@@ -209,7 +223,8 @@ class Connector:
             if self._log_on is not None and not self._log_on.done():
                 self._log_on.set_exception(reason)
             return
-        self._next_report = link.last_received + 1
+        if self.settings.service is Service.ORDER_ENTRY:
+            self._next_report = link.last_received + 1
         if self._is_closing:
             self._finish(None)
         elif self.settings.reconnect is not None and reason.is_passing:
@@ -229,7 +244,7 @@ class Connector:
         """Make one connection and log on. Raises ClientError."""
         loop = asyncio.get_running_loop()
         settings = self.settings
-        link = Link(self, self._clock, loop)
+        link = self._make_link(self, self._clock, loop)
         self._log_on = loop.create_future()
         self.link = link
         try:

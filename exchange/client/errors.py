@@ -1,15 +1,16 @@
 """What the client raises, with texts for a person at two in the morning.
 
 Three families: the connection (could not be made, was refused, has ended), a request that was
-refused (with code, field and limit as the venue said them), and a request whose outcome is not
-known. Nothing else leaves the client, whatever the venue sends.
+refused or ended (with code, field and limit as the venue or the feed said them), and a request
+whose outcome is not known. Nothing else leaves the client, whatever the venue sends.
 """
 
 from typing import TYPE_CHECKING, Final
 
 from protocol.admin import AdminRejected
-from protocol.codes import RejectCode, TerminateCode
+from protocol.codes import RejectCode, RequestEndCode, TerminateCode
 from protocol.errors import ClientError
+from protocol.feed import FeedReject, FeedRequest
 from protocol.order_entry import CancelRejected, OrderRejected
 from protocol.transport import LogOn, LogOnRejected, SessionReject
 from protocol.wire import Command
@@ -26,13 +27,18 @@ __all__ = [
     "ClientError",
     "ConnectError",
     "ConnectionLostError",
+    "EpochChangedError",
+    "EventsLostError",
+    "FeedRejectError",
     "KeyFileError",
     "LogOnRejectedError",
     "NotConnectedError",
     "NotReceivedError",
     "OrderRejectedError",
     "OutcomeUnknownError",
+    "ReplayIncompleteError",
     "ReportsLostError",
+    "RequestEndedError",
     "RequestRejectedError",
     "SendBufferFullError",
     "SessionRejectError",
@@ -91,6 +97,13 @@ _MEANINGS: Final[dict[int, str]] = {
     RejectCode.BACK_PRESSURE: "the venue has more to do than it can; cancels still work",
     RejectCode.IMAGE_IN_PROGRESS: "the state image that was asked for before is under way",
     RejectCode.DISK_LOW: "the venue takes no new orders until it has disk space; cancels work",
+    RejectCode.UNKNOWN_CHANNEL: "the feed has nothing of this channel",
+    RejectCode.NUMBER_TOO_HIGH: "is above {limit}, the next number that the feed has",
+    RejectCode.REQUEST_IN_PROGRESS: "another request of this kind is under way",
+    RejectCode.SUBSCRIPTION_LIMIT: "a connection may have at most {limit}",
+    RejectCode.DUPLICATE_REQUEST: "is open already",
+    RejectCode.UNKNOWN_REQUEST: "names no open request",
+    RejectCode.SEQUENCE_TOO_HIGH: "is above {limit}, the next sequence that the feed has",
 }
 
 _NAMES: Final[dict[int, str]] = {
@@ -103,6 +116,7 @@ _LASTING: Final = (
     TerminateCode.MALFORMED,
     TerminateCode.PROTOCOL_VIOLATION,
     TerminateCode.REPLACED,
+    TerminateCode.NOT_PERMITTED,
 )
 """Ends after which connecting again would meet the same end, or fight another client."""
 
@@ -243,6 +257,60 @@ class SessionRejectError(RequestRejectedError):
     def __str__(self) -> str:
         said = f" ({self.text})" if self.text else ""
         return super().__str__() + said
+
+
+class FeedRejectError(ClientError):
+    """The feed refused a request; `field_name` names the field of `request` that is at fault.
+
+    `retry_after_ns` is 0 when trying again cannot help; `text` says more.
+    """
+
+    def __init__(self, request: FeedRequest, reject: FeedReject) -> None:
+        self.request = request
+        self.code = reject.code
+        self.field = reject.field
+        self.field_name = _field_name(type(request), reject.field)
+        self.limit = reject.limit
+        self.retry_after_ns = reject.retry_after_ns
+        self.text = reject.text
+        value = getattr(request, self.field_name) if self.field_name else ""
+        where = f"{self.field_name} {value} " if self.field_name else ""
+        said = f" ({self.text})" if self.text else ""
+        reason = f"{_code_name(self.code)}: {where}{_meaning(self.code, self.limit)}{said}"
+        super().__init__(f"{type(request).__name__} rejected: {reason}")
+
+
+class RequestEndedError(ClientError):
+    """The feed ended a request before it was done; `code` is a `RequestEndCode`."""
+
+    def __init__(self, request: str, code: int) -> None:
+        self.code = code
+        names = {known.value: known.name for known in RequestEndCode}
+        super().__init__(f"the feed ended {request}: {names.get(code, f'code {code}')}")
+
+
+class ReplayIncompleteError(ClientError):
+    """A replay ended before its range: the feed has nothing from `next_number` on."""
+
+    def __init__(self, next_number: int) -> None:
+        self.next_number = next_number
+        super().__init__(f"the replay ended before number {next_number}")
+
+
+class EventsLostError(ClientError):
+    """The script was too slow for `count` events; the books have them."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        super().__init__(f"{count} events were left out: the script is too slow")
+
+
+class EpochChangedError(ClientError):
+    """The venue gives its numbers anew since `epoch`; a place in the old ones means nothing."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        super().__init__(f"the venue gives its numbers anew, in epoch {epoch}")
 
 
 class OutcomeUnknownError(ClientError):

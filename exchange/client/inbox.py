@@ -10,12 +10,12 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, cast
 
+from exchange.client.arrivals import ArrivalQueue
 from exchange.client.callbacks import call
 from exchange.client.connector import StateChange
 from exchange.client.errors import ClientError, NotConnectedError, ReportsLostError
 from exchange.client.images import STATE_REQUEST_TAG, ImageDesk, StateImage
 from exchange.client.limits import PENDING_MAX, REPORTS_HELD_MAX
-from exchange.client.reports import ReportQueue
 from exchange.client.tickets import Requests
 from protocol.framing import SEQUENCED
 from protocol.session import Received
@@ -48,7 +48,7 @@ class Inbox:
     ) -> None:
         self.requests = Requests()
         self.images = ImageDesk()
-        self.reports: ReportQueue | None = None
+        self.reports: ArrivalQueue[VenueReport] | None = None
         self.accepted: LogOnAccepted | None = None
         self.highest_client_order_id = 0
         self._on_report = on_report
@@ -62,10 +62,10 @@ class Inbox:
         self._is_ended = False
         self._end: ClientError | None = None
 
-    def open_reports(self, release: Callable[[], None]) -> ReportQueue:
+    def open_reports(self, release: Callable[[], None]) -> ArrivalQueue[VenueReport]:
         """Return the queue of reports; they are kept from the first call on."""
         if self.reports is None:
-            self.reports = ReportQueue(release)
+            self.reports = ArrivalQueue(release)
             if self._is_ended:
                 self._end_reports()
         return self.reports

@@ -24,7 +24,7 @@ from exchange.client.limits import (
 )
 from exchange.clock import Clock
 from protocol.errors import RemoteProtocolError
-from protocol.session import Connection, Message, Party, Received, State
+from protocol.session import Connection, Message, Party, Received, Service, State
 from protocol.transport import Hello, LogOn, LogOnAccepted, LogOnRejected, LogOut
 
 __all__ = ["Link", "LinkOwner"]
@@ -54,13 +54,19 @@ class LinkOwner(Protocol):
 class Link(asyncio.Protocol):
     """One connection, from the TCP handshake to its end."""
 
-    def __init__(self, owner: LinkOwner, clock: Clock, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        owner: LinkOwner,
+        clock: Clock,
+        loop: asyncio.AbstractEventLoop,
+        service: Service = Service.ORDER_ENTRY,
+    ) -> None:
         self._owner = owner
         self._clock = clock
         self._loop = loop
         # UTC when the connection was made, then monotonic: a step of the wall clock ends nothing.
         self._offset_ns = clock.time_ns() - clock.monotonic_ns()
-        self._machine = Connection(Party.CLIENT, self._now_ns())
+        self._machine = Connection(Party.CLIENT, self._now_ns(), service)
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._due_ns = 0
@@ -96,6 +102,13 @@ class Link(asyncio.Protocol):
             self._flush_is_due = True
             self._loop.call_soon(self._flush)
         return number
+
+    def hold(self) -> None:
+        """Stop reading; what has been read already waits, at most one chunk."""
+        transport = self._transport
+        if transport is not None and not self._is_held and not transport.is_closing():
+            self._is_held = True
+            transport.pause_reading()
 
     def release(self) -> None:
         """Go on reading after a hold, first what was read before it."""
@@ -156,13 +169,6 @@ class Link(asyncio.Protocol):
     def _now_ns(self) -> int:
         return self._offset_ns + self._clock.monotonic_ns()
 
-    def _hold(self) -> None:
-        """Stop reading; what has been read already stays in the machine, at most one chunk."""
-        transport = self._transport
-        if transport is not None and not self._is_held and not transport.is_closing():
-            self._is_held = True
-            transport.pause_reading()
-
     def _go_on(self) -> None:
         if self._transport is None or not self._is_held:
             return
@@ -189,7 +195,7 @@ class Link(asyncio.Protocol):
             self._owner.established(message)
             self._set_timer()
         elif not self._owner.received(received):
-            self._hold()
+            self.hold()
 
     def _flush(self) -> None:
         """Write what is queued; after the last frame close, but do not wait for ever."""
@@ -237,6 +243,10 @@ class Link(asyncio.Protocol):
             return TerminatedError(ended.code, ended.text, self._machine.ended_by is Party.VENUE)
         if exc is not None:
             return ConnectionLostError(exc)
-        if self._machine.take_unread():
+        if self._take_unread():
             return ConnectionLostError("the venue closed it in the middle of a frame")
         return ConnectionLostError("closed without a word")
+
+    def _take_unread(self) -> bytes:
+        """What has been received and not read: part of a frame, when nothing is held."""
+        return self._machine.take_unread()

@@ -1,15 +1,17 @@
 """What public messages say, kept: events, instruments and books, for all channels and by channel.
 
-A channel's messages come in order and without a hole, or its `lose` is called. From then on the
-books that it had are stale: they and the orders in them are never looked at again, while trades,
-phases and new instruments are still taken. An instrument that is listed after a hole has a true
-book from its listing on.
+A channel's messages come in order. When some are missing, its books are stale but kept
+(`suspend`), until all have come (`resume`) or a snapshot has taken their place (`load`). When they
+are missing for good, or make no sense, the books are given up (`lose`): they and the orders in them
+are not looked at again before a snapshot, while trades, phases and new instruments are still taken.
+An instrument that is listed after a hole has a true book from its listing on.
 """
 
 from collections.abc import Callable
 from typing import Any, Final
 
-from protocol.books import Book, InconsistentError
+from exchange.client.snapshots import ChannelSnapshot, Unit
+from protocol.books import Book, InconsistentError, LastTrade
 from protocol.market_data import (
     EventDefinition,
     InstrumentDefinition,
@@ -44,6 +46,16 @@ class Market:
         self.books[instrument_id] = self.symbols[symbol] = book
         return book
 
+    def list_again(self, definition: InstrumentDefinition) -> Book:
+        """Take what a snapshot says of a listed instrument; its book. Raises InconsistentError."""
+        book = self.books[definition.instrument_id]
+        if self.symbols.get(definition.symbol, book) is not book:
+            raise InconsistentError(f"two instruments are called {definition.symbol}")
+        del self.symbols[book.symbol]
+        book.definition = self.instruments[definition.instrument_id] = definition
+        self.symbols[definition.symbol] = book
+        return book
+
     def clear(self) -> None:
         """A new epoch: nothing is listed. Books that somebody still holds are stale."""
         for book in self.books.values():
@@ -58,11 +70,12 @@ class ChannelMarket:
     def __init__(self, market: Market) -> None:
         self._market = market
         self._books: dict[int, Book] = {}
-        """Books that are true."""
+        """Books that are true, or were when messages began to be missing."""
         self._lost: dict[int, Book] = {}
-        """Books that are stale."""
+        """Books that were given up."""
         self.is_complete = True
-        """Whether nothing was missed; False for the rest of the epoch."""
+        """Whether none had to be given up since the last snapshot."""
+        self._is_suspended = False
         self.handlers: Final[dict[type, Callable[[Any], None]]] = {
             EventDefinition: self._event,
             InstrumentDefinition: self._instrument,
@@ -76,17 +89,60 @@ class ChannelMarket:
         }
         """By class: takes the next message. InconsistentError: nothing has changed then."""
 
+    def suspend(self) -> None:
+        """Messages are missing: until `resume` all books are stale, but they are kept."""
+        self._is_suspended = True
+        for book in (*self._books.values(), *self._lost.values()):
+            book.suspend()
+
+    def resume(self) -> None:
+        """No message is missing any more."""
+        self._is_suspended = False
+        for book in self._books.values():
+            book.resume()
+        for book in self._lost.values():
+            book.lose()
+
     def lose(self) -> None:
-        """Messages were missed: all books of now are stale."""
+        """Messages were missed: give all books of now up."""
         self.is_complete = False
         for book in self._books.values():
             book.lose()
         self._lost.update(self._books)
         self._books.clear()
 
+    def load(self, snapshot: ChannelSnapshot) -> None:
+        """Have every book from a snapshot instead; they are not shown before `resume`.
+
+        Raises InconsistentError: some are then from the snapshot, and the caller gives all up.
+        """
+        events = self._market.events
+        for event in snapshot.events:
+            events[event.event_id] = event
+        loaded = dict(map(self._load, snapshot.units))
+        if known := [number for number in (*self._books, *self._lost) if number not in loaded]:
+            raise InconsistentError(f"instrument {known[0]} is not in the snapshot")
+        self._lost.clear()
+        self._books = loaded
+        self.is_complete = True
+
+    def _load(self, unit: Unit) -> tuple[int, Book]:
+        """Have one book from a snapshot."""
+        definition, state = unit.definition, unit.state
+        instrument_id = definition.instrument_id
+        if not (instrument_id in self._books or instrument_id in self._lost):
+            self._books[instrument_id] = self._market.list(definition)
+        book = self._market.list_again(definition)
+        book.load(state.phase, *unit.rows())
+        trade_id, price, quantity = state.last_trade_id, state.last_price, state.last_quantity
+        open_interest = state.open_interest
+        book.last_trade = LastTrade(trade_id, price, quantity, open_interest) if trade_id else None
+        return instrument_id, book
+
     def clear(self) -> None:
         """A new epoch; the market as a whole is cleared by its owner."""
         self.is_complete = True
+        self._is_suspended = False
         self._books.clear()
         self._lost.clear()
 
@@ -99,7 +155,9 @@ class ChannelMarket:
         events[event.event_id] = event
 
     def _instrument(self, definition: InstrumentDefinition) -> None:
-        self._books[definition.instrument_id] = self._market.list(definition)
+        book = self._books[definition.instrument_id] = self._market.list(definition)
+        if self._is_suspended:
+            book.suspend()
 
     def _status(self, status: InstrumentStatus) -> None:
         book = self._books.get(status.instrument_id) or self._missing(status.instrument_id)

@@ -7,7 +7,7 @@ import hashlib
 import random
 import struct
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from protocol.market_data import (
     EventDefinition,
@@ -19,6 +19,10 @@ from protocol.market_data import (
     OrderExecuted,
     OrderReduced,
     OrderReplaced,
+    SnapshotBegin,
+    SnapshotEnd,
+    SnapshotInstrument,
+    SnapshotOrders,
     Trade,
 )
 from protocol.packets import (
@@ -27,6 +31,7 @@ from protocol.packets import (
     HEARTBEAT,
     LAST,
     PACKET_SIZE_MAX,
+    SNAPSHOT,
     Block,
     Packet,
     encode_packet,
@@ -40,6 +45,7 @@ NOW: Final = 1_700_000_000_000_000_000
 OPEN: Final = 1
 HALTED: Final = 2
 BUY: Final = 1
+WHOLE: Final = FIRST | LAST
 _HEADER_SIZE: Final = 32
 _BLOCK_HEAD_SIZE: Final = 3
 
@@ -114,14 +120,14 @@ class Feed:
 
     def list_event(self, event_id: int) -> None:
         name = f"E{event_id}"
-        self.say(EventDefinition(1, NOW, event_id, name, 1, "text", "USD", self.channel))
+        head = (self.next_number, NOW, event_id)
+        self.say(EventDefinition(*head, name, 1, "text", "USD", self.channel))
 
     def list_instrument(self, instrument_id: int) -> None:
         self.truths[instrument_id] = Truth()
+        head = (self.next_number, NOW, instrument_id)
         name, table = f"I{instrument_id}", [(0, 100)]
-        self.say(
-            InstrumentDefinition(1, NOW, instrument_id, 1, name, "text", 0, 10_000, table, 100, 1)
-        )
+        self.say(InstrumentDefinition(*head, 1, name, "text", 0, 10_000, table, 100, 1))
 
     def random_commands(self, count: int) -> None:
         """Say what random commands on the instruments of now lead to."""
@@ -150,6 +156,74 @@ class Feed:
             )
             first += len(blocks)
         return packets
+
+    # Snapshots: blocks, and packets of them with numbers of their own.
+
+    def begin(self, *, number: int = 0, with_orders: int = 1) -> Block:
+        """The beginning of a snapshot as of a number, 0: as of now."""
+        number = number or self.next_number
+        listed = [message for _, message in self.messages[: number - 1]]
+        counts = [
+            sum(isinstance(message, kind) for message in listed)
+            for kind in (EventDefinition, InstrumentDefinition)
+        ]
+        message = SnapshotBegin(number - 1, NOW, 1, number, with_orders, *counts)
+        return Block(WHOLE, encode(message))
+
+    def events(self) -> list[Block]:
+        """Every event."""
+        return [
+            Block(WHOLE, encode(message))
+            for _, message in self.messages
+            if isinstance(message, EventDefinition)
+        ]
+
+    def unit(self, instrument_id: int) -> list[Block]:
+        """An instrument as of now."""
+        [definition] = [
+            message
+            for _, message in self.messages
+            if isinstance(message, InstrumentDefinition) and message.instrument_id == instrument_id
+        ]
+        truth, number = self.truths[instrument_id], self.next_number
+        buys, sells = truth.side(1), truth.side(2)
+        counts = (len(buys), len(sells))
+        head = (number - 1, NOW, instrument_id)
+        what = (truth.phase, *counts, 0, 0, 0, 0)
+        messages: list[Any] = [definition, SnapshotInstrument(*head, number, *what)]
+        for side, rows in ((1, buys), (2, sells)):
+            for start in range(0, len(rows), 5):
+                messages.append(SnapshotOrders(*head, side, rows[start : start + 5]))
+        return [
+            Block(FIRST * (index == 1) | LAST * (index == len(messages)), encode(message))
+            for index, message in enumerate(messages, 1)
+        ]
+
+    def end(self) -> Block:
+        number = self.next_number
+        return Block(WHOLE, encode(SnapshotEnd(number - 1, NOW, 1, number, 0)))
+
+    def snapshot(self, first: int = 1, cut: int = 3) -> list[bytes]:
+        """All of it as of now."""
+        units = [block for instrument_id in self.truths for block in self.unit(instrument_id)]
+        blocks = [self.begin(), *self.events(), *units, self.end()]
+        return self.snapshot_packets(blocks, first, cut)
+
+    def snapshot_packets(self, blocks: list[Block], first: int = 1, cut: int = 3) -> list[bytes]:
+        """Packets with so many blocks each."""
+        return [
+            encode_packet(
+                Packet(
+                    SNAPSHOT,
+                    self.channel,
+                    self.epoch,
+                    first + start,
+                    NOW,
+                    blocks[start : start + cut],
+                )
+            )
+            for start in range(0, len(blocks), cut)
+        ]
 
     def heartbeat(self) -> bytes:
         return heartbeat(self.next_number, self.channel, self.epoch)
@@ -205,7 +279,7 @@ class Feed:
             ids = (instrument_id, order_id, self._trade_id)
             messages.append(OrderExecuted(1, NOW, *ids, quantity - leaves, leaves))
             what = (price, quantity - leaves, 3 - side)
-            messages.append(Trade(1, NOW, instrument_id, self._trade_id, *what))
+            messages.append(Trade(1, NOW, instrument_id, self._trade_id, *what, 100))
         truth.orders = [order for order in truth.orders if order.quantity]
         return self.say(*messages)
 

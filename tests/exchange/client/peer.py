@@ -47,7 +47,7 @@ def accept_order(order: NewOrder, number: int) -> list[Any]:
 
 def cancel_order(cancel: CancelOrder, number: int) -> list[Any]:
     ids = (cancel.client_order_id, cancel.order_id)
-    return [OrderCanceled(number, NOW, *ids, number, NOW, cancel.client_time_ns, 100, 0, 1)]
+    return [OrderCanceled(number, NOW, *ids, number, NOW, cancel.client_time_ns, 100, 0, 1, 1)]
 
 
 def replace_order(replace: ReplaceOrder, number: int) -> list[Any]:
@@ -55,7 +55,8 @@ def replace_order(replace: ReplaceOrder, number: int) -> list[Any]:
     target = replace.target_client_order_id
     return [
         OrderReplaced(
-            number, NOW, *ids, target, replace.price, replace.quantity, replace.quantity, 0
+            *(number, NOW, *ids, target),
+            *(replace.price, replace.quantity, replace.quantity, 0, 1),
         )
     ]
 

@@ -237,7 +237,7 @@ async def test_rejected_requests_say_why() -> None:
     async with Peer() as peer, await peer.client() as client:
         off_tick = RejectCode.PRICE_OFF_TICK
         peer.answers[NewOrder] = lambda order, number: [
-            OrderRejected(1, NOW, order.client_order_id, number, NOW, 0, off_tick, 5, 100)
+            OrderRejected(1, NOW, order.client_order_id, number, NOW, 0, off_tick, 5, 100, 1)
         ]
         ticket = client.new_order(**BUY)
         for _ in range(2):
@@ -256,7 +256,7 @@ async def test_rejected_requests_say_why() -> None:
         )
         unknown = RejectCode.UNKNOWN_ORDER
         peer.answers[CancelOrder] = lambda cancel, number: [
-            CancelRejected(1, NOW, cancel.client_order_id, 0, number, NOW, 0, 11, unknown, 1, 0)
+            CancelRejected(1, NOW, cancel.client_order_id, 0, number, NOW, 0, 11, unknown, 1, 0, 0)
         ]
         with pytest.raises(CancelRejectedError) as cancel_error:
             await client.cancel(client_order_id=77)
@@ -265,7 +265,7 @@ async def test_rejected_requests_say_why() -> None:
             "names no open order of this session"
         )
         peer.answers[ReplaceOrder] = lambda replace, number: [
-            CancelRejected(1, NOW, replace.client_order_id, 0, number, NOW, 0, 12, 52, 0, 0)
+            CancelRejected(1, NOW, replace.client_order_id, 0, number, NOW, 0, 12, 52, 0, 0, 1)
         ]
         with pytest.raises(CancelRejectedError, match="NO_CHANGE: would change nothing"):
             await client.replace(order_id=1, price=1, quantity=1)
@@ -377,7 +377,7 @@ async def test_reports_come_in_order_to_callback_and_iterator() -> None:
         peer.answers[NewOrder] = lambda order, number: [
             *accept_order(order, number),
             fill(number),
-            OrderExpired(1, NOW, number, 1_000 + number, 0, 100),
+            OrderExpired(1, NOW, number, 1_000 + number, 0, 100, 1),
         ]
         await client.new_order(**BUY)
         reports = client.reports()  # From here on.

@@ -25,7 +25,7 @@ from tests.exchange.client.loops import on_both_loops
 from tests.exchange.client.peer import NOW, Peer, accept_order
 from tests.exchange.client.trading import BUY, QUICK, States, send_unanswered
 
-REPORT: Final = OrderExpired(1, NOW, 1, 1_001, 100, 0)
+REPORT: Final = OrderExpired(1, NOW, 1, 1_001, 100, 0, 1)
 
 
 @on_both_loops

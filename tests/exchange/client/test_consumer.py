@@ -8,8 +8,9 @@ import pytest
 
 from exchange.client import Book, Consumer, Gap, NotConnectedError, StaleBookError
 from exchange.client import channel as channel_module
-from exchange.client import consumer as consumer_module
-from exchange.client.consumer import group_of
+from exchange.client import lines as lines_module
+from exchange.client import sockets as sockets_module
+from exchange.client.sockets import group_of
 from protocol.market_data import MarketDataMessage, Trade
 from tests.exchange.client.feed import EPOCH, Feed, digest, heartbeat
 from tests.exchange.client.loops import on_both_loops
@@ -50,7 +51,7 @@ class Publisher:
 @pytest.fixture(autouse=True)
 def _small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel's memory for all sockets together is bounded too."""
-    monkeypatch.setattr(consumer_module, "RECEIVE_BUFFER_SIZE", 1 << 20)
+    monkeypatch.setattr(sockets_module, "RECEIVE_BUFFER_SIZE", 1 << 20)
 
 
 def new_feed(channel: int = 1, commands: int = 200) -> Feed:
@@ -110,7 +111,9 @@ async def test_a_lost_packet_is_told_without_another_one_coming() -> None:
     packets = feed.pack(cut=10)
     told: asyncio.Future[Gap] = asyncio.get_running_loop().create_future()
     with Publisher(free_port()) as publisher:
-        async with Consumer(GROUP, publisher.port, on_gap=told.set_result) as consumer:
+        async with Consumer(
+            GROUP, publisher.port, snapshots=False, on_gap=told.set_result
+        ) as consumer:
             publisher.send(*packets[:3], *packets[4:])
             assert await told == Gap(EPOCH, 1, 31, 10, "messages did not come")
             assert consumer.channel(1).next_number == feed.next_number
@@ -126,7 +129,9 @@ async def test_a_heartbeat_shows_the_loss_of_the_end() -> None:
     feed = new_feed()
     told: asyncio.Future[Gap] = asyncio.get_running_loop().create_future()
     with Publisher(free_port()) as publisher:
-        async with Consumer(GROUP, publisher.port, on_gap=told.set_result) as consumer:
+        async with Consumer(
+            GROUP, publisher.port, snapshots=False, on_gap=told.set_result
+        ) as consumer:
             publisher.send(*feed.pack(cut=10)[:-1])
             waiting = asyncio.ensure_future(consumer.wait_for(feed.next_number))
             publisher.send(feed.heartbeat())
@@ -181,9 +186,9 @@ async def test_what_does_not_fit_the_buffer_is_counted_and_told() -> None:
     """The process is too slow: the kernel drops, the consumer says so and is marked."""
     feed = new_feed(commands=3_000)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(consumer_module, "RECEIVE_BUFFER_SIZE", 4_096)
+        patch.setattr(sockets_module, "RECEIVE_BUFFER_SIZE", 4_096)
         with Publisher(free_port()) as publisher:
-            async with Consumer(GROUP, publisher.port) as consumer:
+            async with Consumer(GROUP, publisher.port, snapshots=False) as consumer:
                 packets = feed.pack(cut=20)
                 publisher.send(*packets)  # Nothing is read meanwhile.
                 while consumer.packet_count == 0:
@@ -206,7 +211,7 @@ async def test_a_long_queue_is_read_in_turns() -> None:
     packets = feed.pack(cut=4)
     second = packets.pop(1)
     with Publisher(free_port()) as publisher, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(consumer_module, "DATAGRAMS_MAX", 4)
+        patch.setattr(lines_module, "DATAGRAMS_MAX", 4)
         patch.setattr(channel_module, "HELD_NS", 0)
         async with Consumer(GROUP, publisher.port) as consumer:
             publisher.send(*packets[:40], second, *packets[40:])
@@ -232,7 +237,7 @@ async def test_callbacks_that_raise_end_nothing() -> None:
         ("on_event", "on_trade", "on_gap", "on_epoch"), broken
     )
     with Publisher(free_port()) as publisher:
-        async with Consumer(GROUP, publisher.port, **callbacks) as consumer:
+        async with Consumer(GROUP, publisher.port, snapshots=False, **callbacks) as consumer:
             loop.set_exception_handler(
                 lambda _, context: complaints.append(str(context["exception"]))
             )

@@ -20,7 +20,7 @@ ORDER = NewOrder(17, 1, 1, 1, 5_001, 100)
 
 
 def rejected(code: int, field: int, limit: int) -> OrderRejectedError:
-    return OrderRejectedError(ORDER, OrderRejected(1, 2, 17, 3, 4, 5, code, field, limit), limit)
+    return OrderRejectedError(ORDER, OrderRejected(1, 2, 17, 3, 4, 5, code, field, limit, 6), limit)
 
 
 @pytest.mark.parametrize("code", RejectCode)

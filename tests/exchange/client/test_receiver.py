@@ -51,7 +51,7 @@ def test_a_new_epoch_forgets_a_gap_and_what_waited(feed: Feed, listener: Listene
 def test_a_new_epoch_in_the_middle_of_a_command(listener: Listener) -> None:
     feed = Feed()
     feed.list_instrument(1)
-    feed.say(*[Trade(1, NOW, 1, number, 5_000, 100, 1) for number in range(3)])
+    feed.say(*[Trade(1, NOW, 1, number, 5_000, 100, 1, 100) for number in range(3)])
     listener.hear(*feed.pack(cut=1)[:-1])
     new = Feed(seed=6, epoch=EPOCH + 1)
     new.list_instrument(9)

@@ -56,11 +56,11 @@ BALANCE_ROW: Final = (2, 10**9, 250)
 
 def expired(number: int) -> OrderExpired:
     """A report that says which one it is."""
-    return OrderExpired(number, NOW, number, 1_000 + number, 100, 0)
+    return OrderExpired(number, NOW, number, 1_000 + number, 100, 0, 1)
 
 
 def rejected(order: NewOrder, number: int) -> list[Any]:
-    return [OrderRejected(1, NOW, order.client_order_id, number, NOW, 0, 41, 6, 100)]
+    return [OrderRejected(1, NOW, order.client_order_id, number, NOW, 0, 41, 6, 100, 1)]
 
 
 def state_parts(sequence: int, next_number: int, orders: int = 1) -> list[Any]:
