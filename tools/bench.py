@@ -5,7 +5,8 @@ orders, 35 % cancels, 5 % cross, over 100 binary instruments. The venue is a chi
 its checks, its journal on a disk, private reports and multicast. The generator is compiled
 (`tools.generator`), so that it is not what is measured: the same frames against a bare echo server
 show what it can do. Redis with synced writes, if wanted, shows what others do. Each run measures
-all of them in turn, and the figures are medians over the runs. See BENCHMARK.md.
+all of them in turn, and the figures are medians over the runs. `--latency`, `--feed-cost`
+and `--fan-out` measure something else (`tools.bench_latency` and so on). See BENCHMARK.md.
 """
 
 import argparse
@@ -16,6 +17,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final, NamedTuple
 
+from tools.bench_fanout import run_fan_out
+from tools.bench_feed_cost import SUBSCRIBERS_DEFAULT, run_feed_cost
+from tools.bench_latency import RATES_DEFAULT, run_latency
 from tools.bench_load import Load, Measured, measure
 from tools.bench_script import SCRIPT_COUNT
 from tools.bench_servers import bench_venue, echo_server, records_between
@@ -36,6 +40,9 @@ CONNECTIONS_MAX: Final = 256
 SECONDS_MAX: Final = 600
 RUNS_MAX: Final = 100
 SEED_MAX: Final = 2**31
+SUBSCRIBERS_MAX: Final = 4_000
+RATE_MAX: Final = 10_000_000
+"""A request every 100 ns is more than the generator can send."""
 
 SINGLE_SECONDS_MAX: Final = 2
 """One in flight and the echo server: thousands of samples are enough."""
@@ -80,15 +87,15 @@ def run_venue(shape: Shape, *, is_told: bool) -> tuple[Row, str]:
         bench = stack.enter_context(bench_venue(shape.folder, shape.connections))
         if is_told:
             print(bench.venue.greeting(), flush=True)
-        receiver = bench.receiver(stack)
+        receivers = bench.receivers(stack)
         process_id = bench.venue.process_id
         with ExitStack() as connected:
             lines = bench.connect(connected, shape.connections, "bench", shape.seed)
-            load = Load(process_id, lines, shape.in_flight, shape.seconds, receiver=receiver)
+            load = Load(process_id, lines, shape.in_flight, shape.seconds, receivers=receivers)
             many = measure(load)
         with ExitStack() as connected:
             lines = bench.connect(connected, 1, "single", shape.seed + SINGLE_SEED)
-            load = Load(process_id, lines, 1, shape.single_seconds, receiver=receiver)
+            load = Load(process_id, lines, 1, shape.single_seconds, receivers=receivers)
             single = measure(load)
         stopped = bench.venue.stop()
         folder = bench.venue.folder
@@ -283,9 +290,39 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="DIR",
         help="folder on the disk to use; default: a temporary one",
     )
+    bench.add_argument(
+        "--rates",
+        type=_rates,
+        default=RATES_DEFAULT,
+        metavar="N,N,...",
+        help="orders a second of --latency, one phase each; "
+        f"default: {','.join(str(rate) for rate in RATES_DEFAULT)}",
+    )
+    bench.add_argument(
+        "--subscribers",
+        type=_counts,
+        default=SUBSCRIBERS_DEFAULT,
+        metavar="N,N,...",
+        help="of the feed server of --feed-cost, in turn; "
+        f"default: {','.join(str(count) for count in SUBSCRIBERS_DEFAULT)}",
+    )
+    _add_modes(bench)
     bench.add_argument("--redis", action="store_true", help="measure Redis in turn, as a reference")
     bench.add_argument("--json", action="store_true", help="one JSON object, nothing else")
     bench.set_defaults(run=run_bench)
+
+
+def _add_modes(bench: argparse.ArgumentParser) -> None:
+    """What may be measured in place of the standard benchmark."""
+    modes = bench.add_mutually_exclusive_group()
+    for name, run, text in (
+        ("latency", run_latency, "an open loop, order sent to trade seen on the multicast"),
+        ("feed-cost", run_feed_cost, "what the venue pays for subscribers of its feed server"),
+        ("fan-out", run_fan_out, "one feed server with 1 to 1,000 subscribers, and a bare server"),
+    ):
+        modes.add_argument(
+            f"--{name}", dest="run", action="store_const", const=run, help=f"instead: {text}"
+        )
 
 
 def _between(maximum: int) -> Callable[[str], int]:
@@ -297,3 +334,14 @@ def _between(maximum: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def _rates(text: str) -> tuple[int, ...]:
+    """Whole numbers with commas between, for argparse."""
+    return tuple(_between(RATE_MAX)(part) for part in text.split(","))
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    """The same from 0."""
+    parts = text.split(",")
+    return tuple(0 if part == "0" else _between(SUBSCRIBERS_MAX)(part) for part in parts)

@@ -6,6 +6,7 @@ for a server that has fallen silent.
 
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Final, NamedTuple
 
@@ -43,8 +44,11 @@ class Load(NamedTuple):
     in_flight: int
     seconds: float
     is_echo: bool = False
-    receiver: socket.socket | None = None
-    """Has joined the group of the market data."""
+    receivers: Sequence[socket.socket] = ()
+    """Have joined the groups of the market data, one of each line."""
+    rate: int = 0
+    """Requests a second, of all connections together, whatever the answers do: an open loop. 0: a
+    closed one."""
     has_own_processor: bool = True
 
 
@@ -54,6 +58,8 @@ class Measured(NamedTuple):
     orders: int
     seconds: float
     latencies: Latencies
+    trades: Latencies
+    """Of an open loop: from when an order was due until its first trade was read."""
     tags: dict[int, int]
     server_s: float
     generator_s: float
@@ -61,7 +67,8 @@ class Measured(NamedTuple):
     packets: int
     messages: int
     lost: int
-    """Market data: packets, messages in them, and messages that never came, to the very end."""
+    """Market data: packets of line A, messages in them, and messages that never came, on any line,
+    to the very end."""
     first_sequence: int
     last_sequence: int
     """The venue's, of the first and the last report that counted."""
@@ -73,8 +80,8 @@ def measure(load: Load) -> Measured:
     for line in load.lines:
         line.socket.setblocking(False)
         generator.add(line.socket.fileno(), line.script, line.report_number)
-    if load.receiver is not None:
-        generator.listen(load.receiver.fileno())
+    for receiver in load.receivers:
+        generator.listen(receiver.fileno())
     parted = part_processors(load.process_id) if load.has_own_processor else nullcontext()
     with parted:
         return _run(generator, load)
@@ -82,7 +89,10 @@ def measure(load: Load) -> Measured:
 
 def _run(generator: Generator, load: Load) -> Measured:
     generator.is_sending = True
-    generator.fill()
+    if load.rate:
+        generator.pace(NANOSECONDS // load.rate)
+    else:
+        generator.fill()
     _pass(generator, WARM_UP_S)
     generator.reset()
     first_sequence = generator.sequence
@@ -92,13 +102,11 @@ def _run(generator: Generator, load: Load) -> Measured:
     elapsed_ns = time.perf_counter_ns() - started_ns
     server_s = processor_s(load.process_id) - server_s
     generator_s = time.process_time() - generator_s
-    latencies = Latencies()
-    for duration_ns, count in generator.latencies():
-        latencies.add(duration_ns, count)
     measured = Measured(
         generator.answer_count,
         elapsed_ns / NANOSECONDS,
-        latencies,
+        _latencies(generator.latencies()),
+        _latencies(generator.trade_latencies()),
         generator.tags(),
         server_s,
         generator_s,
@@ -109,9 +117,16 @@ def _run(generator: Generator, load: Load) -> Measured:
         generator.sequence,
     )
     _finish(generator)
-    if load.receiver is not None:
+    if load.receivers:
         generator.run(round(LAST_PACKETS_S * NANOSECONDS))
     return measured._replace(lost=generator.lost_count)
+
+
+def _latencies(counted: list[tuple[int, int]]) -> Latencies:
+    latencies = Latencies()
+    for duration_ns, count in counted:
+        latencies.add(duration_ns, count)
+    return latencies
 
 
 def _pass(generator: Generator, seconds: float) -> None:

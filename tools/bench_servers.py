@@ -22,6 +22,7 @@ from protocol import wire
 from protocol.codes import CancelOnDisconnect, EventKind
 from protocol.session import Connection, Party, State
 from protocol.signing import log_on_bytes
+from protocol.states import Service
 from protocol.transport import Hello, LogOn
 from tools.bench_load import Line
 from tools.bench_script import make_script
@@ -31,7 +32,7 @@ from tools.members import CURRENCY, Member, admit, connect_admin
 from tools.venue_process import VenueProcess, child_environment, new_venue
 from tools.venue_settings import INTERFACE, UNTHROTTLED
 
-__all__ = ["BenchVenue", "Echo", "bench_venue", "echo_server", "records_between"]
+__all__ = ["BenchVenue", "Echo", "bench_venue", "echo_server", "log_on", "records_between"]
 
 INSTRUMENT_COUNT: Final = 100
 CASH: Final = 10**15
@@ -54,20 +55,24 @@ class BenchVenue:
         for index, member in enumerate(self.members[:count]):
             connected = stack.enter_context(socket.create_connection(self.venue.address))
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            report_number = log_on(connected, member.key, session)
+            machine = log_on(connected, member.key, session)
+            assert not machine.take_unread(), "a new session has nothing to tell"
             script = make_script(member.account_ids[0], INSTRUMENT_COUNT, seed + index)
-            lines.append(Line(connected, script, report_number))
+            lines.append(Line(connected, script, machine.last_received))
         return lines
 
-    def receiver(self, stack: ExitStack) -> socket.socket:
-        """A socket that has joined the group of channel 1, as every consumer does."""
-        group, port = self.venue.market_data
-        receiver = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_SIZE)
-        receiver.bind((group, port))
-        joined = IPv4Address(group).packed + IPv4Address(INTERFACE).packed
-        receiver.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, joined)
-        return receiver
+    def receivers(self, stack: ExitStack) -> list[socket.socket]:
+        """Sockets that have joined the group of channel 1 on each line, as every consumer does."""
+        return [_receiver(stack, group, port) for group, port in self.venue.lines]
+
+
+def _receiver(stack: ExitStack, group: str, port: int) -> socket.socket:
+    receiver = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_SIZE)
+    receiver.bind((group, port))
+    joined = IPv4Address(group).packed + IPv4Address(INTERFACE).packed
+    receiver.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, joined)
+    return receiver
 
 
 @contextmanager
@@ -89,23 +94,28 @@ async def _prepare(venue: VenueProcess, member_count: int) -> list[Member]:
         return [await admit(admin, f"bench-{i + 1}", 1, CASH) for i in range(member_count)]
 
 
-def log_on(connected: socket.socket, key: Ed25519PrivateKey, session: str) -> int:
-    """Log on over a blocking socket; the number of the latest report. Raises ToolError."""
-    machine = Connection(Party.CLIENT, time.time_ns())
+def log_on(
+    connected: socket.socket,
+    key: Ed25519PrivateKey,
+    session: str,
+    service: Service = Service.ORDER_ENTRY,
+) -> Connection:
+    """Log on over a blocking socket; the machine, with the bytes behind the answer, if any, still
+    in it. Raises ToolError."""
+    machine = Connection(Party.CLIENT, time.time_ns(), service)
     while machine.state is not State.ESTABLISHED:
         data = connected.recv(READ_SIZE)
         if not data or machine.state is State.CLOSED:
-            raise ToolError(f"the venue did not let us log on: {machine.ended}")
+            raise ToolError(f"the {service.value} did not let us log on: {machine.ended}")
         machine.receive_data(data, time.time_ns())
         received = machine.next_event()
         if received is not None and isinstance(received.message, Hello):
-            machine.send(_sign(received.message, key, session), time.time_ns())
+            machine.send(_sign(received.message, key, session, service), time.time_ns())
         connected.sendall(machine.data_to_send())
-    assert not machine.take_unread(), "a new session has nothing to tell"
-    return machine.last_received
+    return machine
 
 
-def _sign(hello: Hello, key: Ed25519PrivateKey, session: str) -> LogOn:
+def _sign(hello: Hello, key: Ed25519PrivateKey, session: str, service: Service) -> LogOn:
     unsigned = LogOn(
         major=wire.MAJOR,
         minor=wire.MINOR,
@@ -119,7 +129,7 @@ def _sign(hello: Hello, key: Ed25519PrivateKey, session: str) -> LogOn:
         client="brier-bench",
         signature=bytes(64),
     )
-    signature = key.sign(log_on_bytes(hello.venue, hello.nonce, unsigned))
+    signature = key.sign(log_on_bytes(hello.venue, hello.nonce, unsigned, service))
     return msgspec.structs.replace(unsigned, signature=signature)
 
 

@@ -18,12 +18,12 @@ from typing import Final, NamedTuple, Self
 import msgspec
 import uvloop
 
-from exchange.client import Consumer
+from exchange.client import Book, Consumer
 from protocol.market_data import Trade
 from tools.errors import ToolError
 from tools.venue_process import child_environment
 
-__all__ = ["ConsumerProcess", "Look", "Seen"]
+__all__ = ["ConsumerProcess", "Look", "Seen", "see"]
 
 LOOK_S: Final = 0.2
 EMPTY_S: Final = 0.05
@@ -63,11 +63,30 @@ class Look(NamedTuple):
     """Of all books, in the last look; empty when one of them is stale."""
 
 
+def see(book: Book, volume: int, trade_count: int) -> Seen:
+    """What a book shows now, and what was traded since it is watched."""
+    bid = ask = None
+    if not book.is_stale:
+        bid, ask = book.best_bid, book.best_ask
+    return Seen(
+        book.definition.instrument_id,
+        book.is_stale,
+        bid.price if bid else 0,
+        bid.quantity if bid else 0,
+        ask.price if ask else 0,
+        ask.quantity if ask else 0,
+        book.last_trade.price if book.last_trade else 0,
+        volume,
+        trade_count,
+    )
+
+
 class Observer:
     """The consumer, and what was traded so far."""
 
     def __init__(self, group: str, port: int) -> None:
-        self.consumer = Consumer(group, port, on_trade=self._on_trade)
+        # The demo runs no feed, so there is nobody to send snapshots: what is lost is lost.
+        self.consumer = Consumer(group, port, snapshots=False, on_trade=self._on_trade)
         self._volumes: dict[int, int] = {}
         self._trade_counts: dict[int, int] = {}
 
@@ -80,7 +99,10 @@ class Observer:
         """What is known now."""
         consumer = self.consumer
         return Look(
-            tuple(self._see(instrument_id) for instrument_id in consumer.books),
+            tuple(
+                see(book, self._volumes.get(number, 0), self._trade_counts.get(number, 0))
+                for number, book in consumer.books.items()
+            ),
             consumer.message_count,
             consumer.packet_count,
             consumer.gap_count,
@@ -88,23 +110,6 @@ class Observer:
             consumer.receive_buffer_size,
             time.perf_counter(),
             consumer.public_digest() if is_last and consumer.is_complete else "",
-        )
-
-    def _see(self, instrument_id: int) -> Seen:
-        book = self.consumer.books[instrument_id]
-        bid = ask = None
-        if not book.is_stale:
-            bid, ask = book.best_bid, book.best_ask
-        return Seen(
-            instrument_id,
-            book.is_stale,
-            bid.price if bid else 0,
-            bid.quantity if bid else 0,
-            ask.price if ask else 0,
-            ask.quantity if ask else 0,
-            book.last_trade.price if book.last_trade else 0,
-            self._volumes.get(instrument_id, 0),
-            self._trade_counts.get(instrument_id, 0),
         )
 
 

@@ -8,8 +8,14 @@ block (`tools.bench_script`); to send one is to write its number and its client 
 bytes. Latencies are counted in a histogram with 256 buckets for each power of two, as HDR
 histograms do, so that no request costs memory. No Python runs while a slice of time runs.
 
-A multicast receiver can be joined: it is read along the way, and the numbers in the packets'
-headers must follow each other. Against a bare echo server (`is_echo`) an answer is the request.
+Open loop (`pace`): requests fall due at a fixed rate whatever the answers do, on the connections in
+turn, and latencies count from when a request was due, not from when it could be sent. The loop then
+never sleeps. A request whose command trades is also timed until the packet with the trade has been
+read: the accepted report and the trade carry the sequence of the same command.
+
+Receivers of the lines of market data can be joined: they are read along the way, and the numbers in
+the packets' headers must follow each other on each. Against a bare echo server (`is_echo`) an
+answer is the request.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -37,52 +43,8 @@ from tools.errors import ToolError
 cdef extern from "protocol/checked.h":
     void BRIER_ASSERT(bint condition) noexcept nogil
 
-cdef extern from "<endian.h>":
-    uint64_t htobe64(uint64_t value) noexcept nogil
-
-cdef extern from "<time.h>":
-    cdef struct timespec:
-        int64_t tv_sec
-        int64_t tv_nsec
-    int CLOCK_MONOTONIC
-    int clock_gettime(int clock, timespec* time) noexcept nogil
-
-cdef extern from "<sys/epoll.h>":
-    cdef union epoll_data:
-        uint32_t u32
-    cdef struct epoll_event:
-        uint32_t events
-        epoll_data data
-    uint32_t EPOLLIN
-    uint32_t EPOLLOUT
-    int EPOLL_CTL_ADD
-    int EPOLL_CTL_MOD
-    int EPOLL_CLOEXEC
-    int epoll_create1(int flags) noexcept nogil
-    int epoll_ctl(int poll, int operation, int descriptor, epoll_event* event) noexcept nogil
-    int epoll_wait(int poll, epoll_event* events, int count, int timeout_ms) noexcept nogil
-
-cdef extern from "<sys/uio.h>":
-    cdef struct iovec:
-        void* iov_base
-        size_t iov_len
-
-cdef extern from "<sys/socket.h>":
-    cdef struct msghdr:
-        iovec* msg_iov
-        size_t msg_iovlen
-    cdef struct mmsghdr:
-        msghdr msg_hdr
-        unsigned int msg_len
-    int MSG_DONTWAIT
-    int MSG_NOSIGNAL
-    Py_ssize_t recv(int descriptor, void* data, size_t size, int flags) noexcept nogil
-    Py_ssize_t send(int descriptor, const void* data, size_t size, int flags) noexcept nogil
-    int recvmmsg(int descriptor, mmsghdr* messages, unsigned int count, int flags,
-                 timespec* timeout) noexcept nogil
-
-cdef extern from "<unistd.h>":
-    int close(int descriptor) noexcept nogil
+include "histogram.pxi"
+include "posix.pxi"
 
 cdef enum:
     CONNECTIONS_MAX = 256
@@ -93,17 +55,19 @@ cdef enum:
     TAG_COUNT = 128
     HEARTBEAT = 67               # the only frame of the session layer that is fine while we run
 
-    # One power of two of nanoseconds has 256 buckets: an error below 0.4 %.
-    BUCKET_BITS = 8
-    DURATION_BITS = 40           # longer ones, 18 minutes, count as that
-    BUCKET_COUNT = (DURATION_BITS - BUCKET_BITS + 1) << BUCKET_BITS
-
     PACKET_HEADER_SIZE = 32
     PACKET_MAGIC = 0x4252
+    PACKET_DATA = 1
+    BLOCK_HEAD_SIZE = 3
+    TRADE = 118
     CHANNEL_SLOTS = 65           # channels count from 1 to 64
+    LINES_MAX = 2
     DATAGRAM_COUNT = 64          # read in one call
     DATAGRAM_SIZE = 2048
-    DRAIN_NS = 500 * 1000        # between two reads of the receiver
+    DRAIN_NS = 500 * 1000        # between two reads of the receivers in a closed loop
+    MATCH_COUNT = 1 << 18        # commands whose report and trade may be apart: seconds of them
+    SEEN_REPORT = 1
+    SEEN_TRADE = 2
 
     # What ends a slice before its time.
     CLOSED = 1
@@ -130,40 +94,22 @@ cdef struct Peer:
     Py_ssize_t unread_size
 
 
+cdef struct Line:
+    int descriptor
+    uint64_t next_numbers[CHANNEL_SLOTS]
+
+
+cdef struct Match:
+    int64_t sequence
+    int64_t time_ns         # when the request was due, or the trade seen, whichever came first
+    int seen
+
+
 cdef struct Fault:
     int kind                # 0: none
     int peer
     int64_t found
     int64_t wanted
-
-
-cdef inline int64_t monotonic_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return now.tv_sec * 1000000000 + now.tv_nsec
-
-
-cdef inline int bucket_of(int64_t duration_ns) noexcept nogil:
-    """Durations up to 511 have a bucket each, then every power of two has 256."""
-    cdef int shift = 0
-    if duration_ns >> DURATION_BITS:
-        return BUCKET_COUNT - 1
-    while duration_ns >> shift >= 2 << BUCKET_BITS:
-        shift += 1
-    return (shift << BUCKET_BITS) + <int>(duration_ns >> shift)
-
-
-cdef inline int64_t bucket_top_ns(int bucket) noexcept nogil:
-    """The longest duration of a bucket."""
-    cdef int shift = (bucket >> BUCKET_BITS) - 1
-    if shift <= 0:
-        return bucket
-    return ((<int64_t>bucket - (shift << BUCKET_BITS) + 1) << shift) - 1
-
-
-def rounded_ns(int64_t duration_ns):
-    """What the histogram makes of a duration."""
-    return bucket_top_ns(bucket_of(duration_ns))
 
 
 cdef int64_t field_at(const uint8_t* data, Py_ssize_t size, int index) noexcept nogil:
@@ -200,9 +146,10 @@ cdef class Generator:
     """See the module. What is counted is counted since the last `reset`."""
 
     cdef readonly int64_t answer_count
-    cdef readonly int64_t packet_count      # of market data
+    cdef readonly int64_t packet_count      # of market data, on the first line
     cdef readonly int64_t message_count     # in them
-    cdef readonly int64_t lost_count        # messages that never came, by the packets' numbers
+    cdef readonly int64_t lost_count        # messages that never came, on any line, by the numbers
+    cdef readonly int64_t due_count         # requests that have fallen due, in an open loop
     cdef readonly int64_t sequence          # the venue's, of the latest report; never reset
     cdef public bint is_sending             # a new request for each answer
 
@@ -214,9 +161,15 @@ cdef class Generator:
     cdef int in_flight
     cdef bint is_echo
     cdef int poll
-    cdef int receiver                       # of market data; -1: none
-    cdef int64_t receiver_due_ns
-    cdef uint64_t next_numbers[CHANNEL_SLOTS]
+    cdef Line lines[LINES_MAX]              # of market data
+    cdef int line_count
+    cdef int64_t drain_due_ns
+    cdef int64_t interval_ns                # between two requests of an open loop; 0: closed
+    cdef int64_t due_ns                     # when the next one falls due
+    cdef int64_t reset_ns
+    cdef int next_peer
+    cdef int64_t* trade_buckets
+    cdef Match* matches
     cdef uint8_t* datagrams
     cdef iovec vectors[DATAGRAM_COUNT]
     cdef mmsghdr headers[DATAGRAM_COUNT]
@@ -227,14 +180,16 @@ cdef class Generator:
             raise AssertionError("at least one request is in flight")
         self.in_flight = in_flight
         self.is_echo = is_echo
-        self.receiver = -1
         self.poll = epoll_create1(EPOLL_CLOEXEC)
         if self.poll < 0:
             raise OSError(errno, "epoll_create1 failed")
         self.peers = <Peer*>calloc(CONNECTIONS_MAX, sizeof(Peer))
         self.buckets = <int64_t*>calloc(BUCKET_COUNT, sizeof(int64_t))
+        self.trade_buckets = <int64_t*>calloc(BUCKET_COUNT, sizeof(int64_t))
+        self.matches = <Match*>calloc(MATCH_COUNT, sizeof(Match))
         self.datagrams = <uint8_t*>calloc(DATAGRAM_COUNT, DATAGRAM_SIZE)
-        if self.peers == NULL or self.buckets == NULL or self.datagrams == NULL:
+        if (self.peers == NULL or self.buckets == NULL or self.trade_buckets == NULL
+                or self.matches == NULL or self.datagrams == NULL):
             raise MemoryError
 
     def __dealloc__(self):
@@ -249,6 +204,8 @@ cdef class Generator:
             free(self.peers[i].buffer)
         free(self.peers)
         free(self.buckets)
+        free(self.trade_buckets)
+        free(self.matches)
         free(self.datagrams)
 
     def add(self, int descriptor, script not None, uint64_t report_number):
@@ -278,9 +235,13 @@ cdef class Generator:
             raise OSError(errno, "epoll_ctl failed")
 
     def listen(self, int descriptor):
-        """A datagram socket that has joined the groups of the market data; stays the caller's."""
+        """A datagram socket that has joined the groups of a line, line A first; stays the
+        caller's."""
         cdef int i
-        self.receiver = descriptor
+        if self.line_count == LINES_MAX:
+            raise AssertionError(f"more than {LINES_MAX} lines")
+        self.lines[self.line_count].descriptor = descriptor
+        self.line_count += 1
         memset(self.headers, 0, sizeof(self.headers))
         for i in range(DATAGRAM_COUNT):
             self.vectors[i].iov_base = self.datagrams + i * DATAGRAM_SIZE
@@ -291,11 +252,22 @@ cdef class Generator:
     def reset(self):
         """Forget what was counted."""
         memset(self.buckets, 0, BUCKET_COUNT * sizeof(int64_t))
+        memset(self.trade_buckets, 0, BUCKET_COUNT * sizeof(int64_t))
         memset(self.tag_counts, 0, sizeof(self.tag_counts))
-        self.answer_count = self.packet_count = self.message_count = self.lost_count = 0
+        self.reset_ns = monotonic_ns()
+        self.due_count = self.answer_count = 0
+        self.packet_count = self.message_count = self.lost_count = 0
+
+    def pace(self, int64_t interval_ns):
+        """Open loop from now on, while `is_sending`: a request falls due every `interval_ns`. What
+        is due while every connection has all that may be in flight is sent later."""
+        if interval_ns < 1:
+            raise AssertionError("time passes between two requests")
+        self.interval_ns = interval_ns
+        self.due_ns = monotonic_ns() + interval_ns
 
     def fill(self):
-        """Send what may be in flight: the start. From then on `is_sending` decides."""
+        """Send what may be in flight, as a closed loop begins; then `is_sending` decides."""
         cdef int i
         cdef Peer* peer
         for i in range(self.peer_count):
@@ -312,7 +284,7 @@ cdef class Generator:
         cdef int64_t left_ns = duration_ns
         with nogil:
             while left_ns > 0 and self.fault.kind == 0:
-                self.turn(<int>(left_ns // 1000000) + 1)
+                self.turn(0 if self.interval_ns else <int>(left_ns // 1000000) + 1)
                 left_ns = end_ns - monotonic_ns()
         self.raise_fault()
 
@@ -334,6 +306,12 @@ cdef class Generator:
         before), ascending."""
         return [(bucket_top_ns(i), self.buckets[i]) for i in range(BUCKET_COUNT) if self.buckets[i]]
 
+    def trade_latencies(self):
+        """The same from when an order was due until its first trade was read, for those that fell
+        due since the last reset."""
+        return [(bucket_top_ns(i), self.trade_buckets[i])
+                for i in range(BUCKET_COUNT) if self.trade_buckets[i]]
+
     cdef void turn(self, int timeout_ms) noexcept nogil:
         """Wait for something, and deal with it."""
         cdef epoll_event events[CONNECTIONS_MAX]
@@ -348,11 +326,34 @@ cdef class Generator:
                 self.flush(index)
             if events[i].events & ~EPOLLOUT:
                 self.receive(index)
-        if self.receiver >= 0:
+        if self.interval_ns and self.is_sending:
+            self.send_due()
+        if self.line_count:
             now_ns = monotonic_ns()
-            if now_ns >= self.receiver_due_ns:
-                self.receiver_due_ns = now_ns + DRAIN_NS
-                self.drain_receiver()
+            if self.interval_ns or now_ns >= self.drain_due_ns:
+                self.drain_due_ns = now_ns + DRAIN_NS
+                for i in range(self.line_count):
+                    self.drain_line(i)
+
+    cdef void send_due(self) noexcept nogil:
+        """Prepare what has fallen due, on the connections in turn, and send it."""
+        cdef int64_t now_ns = monotonic_ns()
+        cdef int i
+        cdef int full_count = 0
+        cdef Peer* peer
+        while self.due_ns <= now_ns and full_count < self.peer_count:
+            peer = &self.peers[self.next_peer]
+            self.next_peer = (self.next_peer + 1) % self.peer_count
+            if peer.prepared_count - peer.answered_count >= self.in_flight:
+                full_count += 1
+                continue
+            full_count = 0
+            self.prepare(peer, 1, self.due_ns)
+            self.due_ns += self.interval_ns
+            self.due_count += 1
+        for i in range(self.peer_count):
+            if self.peers[i].unsent_size and not self.peers[i].is_blocked:
+                self.flush(i)
 
     cdef void receive(self, int index) noexcept nogil:
         """Read once, take the whole frames, and send as much as was answered."""
@@ -379,7 +380,7 @@ cdef class Generator:
         peer.unread_size = size - offset
         if offset:
             memmove(peer.buffer, peer.buffer + offset, peer.unread_size)
-        if self.is_sending:
+        if self.is_sending and self.interval_ns == 0:
             self.prepare(peer, <int>(peer.answered_count - answered_count), now_ns)
             self.flush(index)
 
@@ -410,6 +411,9 @@ cdef class Generator:
                 number = field_at(payload, header.length - FRAME_HEADER_SIZE, number_index(tag))
                 if number:  # An order that nobody asked to cancel is no answer.
                     self.answered(index, number, now_ns)
+                    if tag == ORDER_ACCEPTED and self.interval_ns:
+                        self.match(self.sequence,
+                                   peer.times_ns[(number - 1) % self.script_count], SEEN_REPORT)
         elif header.kind != KIND_SESSION or tag != HEARTBEAT:
             self.fail(UNEXPECTED, index, header.kind, header.length)
             return 0
@@ -479,21 +483,27 @@ cdef class Generator:
         if epoll_ctl(self.poll, EPOLL_CTL_MOD, self.peers[index].descriptor, &event) < 0:
             self.fail(SYSTEM_ERROR, index, errno, 0)
 
-    cdef void drain_receiver(self) noexcept nogil:
+    cdef void drain_line(self, int index) noexcept nogil:
         """Read all market data that is there."""
         cdef int count = DATAGRAM_COUNT
         cdef int i
+        cdef int64_t now_ns
         while count == DATAGRAM_COUNT:
-            count = recvmmsg(self.receiver, self.headers, DATAGRAM_COUNT, MSG_DONTWAIT, NULL)
+            count = recvmmsg(self.lines[index].descriptor, self.headers, DATAGRAM_COUNT,
+                             MSG_DONTWAIT, NULL)
             if count < 0:
                 if errno != EAGAIN and errno != EINTR:
                     self.fail(SYSTEM_ERROR, 0, errno, 0)
                 return
+            now_ns = monotonic_ns()
             for i in range(count):
-                self.take_packet(self.datagrams + i * DATAGRAM_SIZE, self.headers[i].msg_len)
+                self.take_packet(
+                    index, self.datagrams + i * DATAGRAM_SIZE, self.headers[i].msg_len, now_ns)
 
-    cdef void take_packet(self, const uint8_t* data, Py_ssize_t size) noexcept nogil:
-        """Count its messages, and those between it and the packet before."""
+    cdef void take_packet(self, int index, const uint8_t* data, Py_ssize_t size,
+                          int64_t now_ns) noexcept nogil:
+        """Count its messages, and those between it and the packet before; find its trades."""
+        cdef uint64_t* next_numbers = self.lines[index].next_numbers
         cdef uint16_t magic, channel, count
         cdef uint64_t number
         if size < PACKET_HEADER_SIZE:
@@ -504,12 +514,48 @@ cdef class Generator:
         memcpy(&number, data + 16, 8)
         if magic != PACKET_MAGIC or channel >= CHANNEL_SLOTS:
             return
-        if self.next_numbers[channel] and number > self.next_numbers[channel]:
-            self.lost_count += number - self.next_numbers[channel]
-        if number + count > self.next_numbers[channel]:
-            self.next_numbers[channel] = number + count
-        self.message_count += count
-        self.packet_count += 1
+        if next_numbers[channel] and number > next_numbers[channel]:
+            self.lost_count += number - next_numbers[channel]
+        if number + count > next_numbers[channel]:
+            next_numbers[channel] = number + count
+        if index == 0:
+            self.message_count += count
+            self.packet_count += 1
+        if self.interval_ns and data[3] == PACKET_DATA:
+            self.find_trades(data, size, now_ns)
+
+    cdef void find_trades(self, const uint8_t* data, Py_ssize_t size,
+                          int64_t now_ns) noexcept nogil:
+        """Look at every message of a packet."""
+        cdef Py_ssize_t at = PACKET_HEADER_SIZE
+        cdef uint16_t length
+        cdef const uint8_t* message
+        while at + BLOCK_HEAD_SIZE <= size:
+            memcpy(&length, data + at, 2)
+            message = data + at + BLOCK_HEAD_SIZE
+            at += BLOCK_HEAD_SIZE + length
+            if length == 0 or at > size:
+                return
+            if field_at(message, length, 0) == TRADE:
+                self.match(field_at(message, length, 1), now_ns, SEEN_TRADE)
+
+    cdef void match(self, int64_t sequence, int64_t time_ns, int seen) noexcept nogil:
+        """A command was reported or has traded; when both are known, count the time between."""
+        cdef Match* found = &self.matches[sequence & (MATCH_COUNT - 1)]
+        cdef int64_t due_ns, duration_ns
+        if found.sequence != sequence:
+            found.sequence = sequence
+            found.time_ns = time_ns
+            found.seen = seen
+            return
+        if found.seen & seen:
+            return  # Another trade of the command, or the other line's copy.
+        found.seen |= seen
+        due_ns = time_ns if seen == SEEN_REPORT else found.time_ns
+        duration_ns = found.time_ns - time_ns if seen == SEEN_REPORT else time_ns - found.time_ns
+        BRIER_ASSERT(duration_ns >= 0)
+        if due_ns >= self.reset_ns:
+            self.trade_buckets[bucket_of(duration_ns)] += 1
 
     cdef void fail(self, int kind, int peer, int64_t found, int64_t wanted) noexcept nogil:
         """Remember what went wrong first."""

@@ -1,5 +1,6 @@
 """What a measurement ran on: processors, the disk, the commit. And a processor for each side."""
 
+import ctypes
 import os
 import platform
 import subprocess
@@ -23,6 +24,7 @@ __all__ = [
     "file_system",
     "machine",
     "part_processors",
+    "place",
     "processor_s",
     "sync_p50_us",
 ]
@@ -35,6 +37,8 @@ SYNC_SIZE: Final = 16 * 1024
 SYNC_COUNT: Final = 200
 
 COMMIT_DIGITS: Final = 12
+
+_LIBC: Final = ctypes.CDLL(None)
 
 HERE: Final = Path(__file__).resolve().parents[1]
 """Where the packages are: a checkout, or where they were installed."""
@@ -151,8 +155,16 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 def processor_s(process_id: int) -> float:
     """Processor time that a process has used, all threads, user and system."""
-    fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    clock = ctypes.c_int()
+    if error := _LIBC.clock_getcpuclockid(process_id, ctypes.byref(clock)):
+        raise OSError(error, os.strerror(error))
+    return time.clock_gettime(clock.value)
+
+
+def place(process_id: int, processors: list[int]) -> None:
+    """Keep all threads of a process on these processors."""
+    for thread in Path(f"/proc/{process_id}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), processors)
 
 
 @contextmanager
@@ -166,8 +178,7 @@ def part_processors(process_id: int) -> Iterator[None]:
     if len(processors) == 1:
         yield
         return
-    for thread in Path(f"/proc/{process_id}/task").iterdir():
-        os.sched_setaffinity(int(thread.name), processors[1:])
+    place(process_id, processors[1:])
     os.sched_setaffinity(0, processors[:1])
     try:
         yield

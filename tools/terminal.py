@@ -16,7 +16,7 @@ from rich.text import Text
 from tools.demo_consumer import Seen
 from tools.units import format_price, format_quantity
 
-__all__ = ["LiveView", "Picture", "PlainView", "Row", "View"]
+__all__ = ["LiveView", "MarketTable", "Picture", "PlainView", "Row", "View"]
 
 TITLE_WIDTH_MIN: Final = 118
 """Columns from which the titles fit beside the figures."""
@@ -108,26 +108,21 @@ class PlainView:
         """Nothing to close."""
 
 
-class LiveView:
-    """The table, drawn in place."""
+class MarketTable:
+    """Instruments with their best prices; remembers where each price was before."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._live = Live(console=console, auto_refresh=False)
+    def __init__(self) -> None:
         self._last: dict[str, int] = {}
         self._arrows: dict[str, Text] = {}
 
-    def show(self, picture: Picture) -> None:
-        """Draw it."""
-        self._live.update(self._render(picture), refresh=True)
-
-    def _render(self, picture: Picture) -> Group:
+    def render(self, rows: list[Row], width: int) -> Table:
+        """A table for a terminal with so many columns."""
         table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", expand=False)
-        has_titles = self._console.width >= TITLE_WIDTH_MIN
+        has_titles = width >= TITLE_WIDTH_MIN
         table.add_column("Instrument", no_wrap=True, style="cyan")
         if has_titles:
             table.add_column("Question", no_wrap=True, max_width=38, overflow="ellipsis")
-        for heading, width in (
+        for heading, columns in (
             ("Bid qty", 7),
             ("Bid", 8),
             ("Ask", 8),
@@ -136,8 +131,8 @@ class LiveView:
             ("Volume", 10),
             ("Trades", 10),
         ):
-            table.add_column(heading, justify="right", no_wrap=True, width=width)
-        for row in picture.rows:
+            table.add_column(heading, justify="right", no_wrap=True, width=columns)
+        for row in rows:
             titles = [row.title] if has_titles else []
             seen = row.seen
             table.add_row(
@@ -151,17 +146,7 @@ class LiveView:
                 f"{seen.volume // 100:,}",
                 f"{seen.trade_count:,}",
             )
-        return Group(self._headline(picture), Text(), table, Text(), *_footer(picture))
-
-    def _headline(self, picture: Picture) -> Text:
-        filled = round(BAR_WIDTH * min(picture.elapsed_s / picture.seconds, 1.0))
-        return Text.assemble(
-            ("Brier", "bold"),
-            "  an exchange for event contracts, live  ",
-            ("━" * filled, "green"),
-            ("━" * (BAR_WIDTH - filled), "bright_black"),
-            f" {picture.elapsed_s:.0f} of {picture.seconds:.0f} s",
-        )
+        return table
 
     def _last_price(self, row: Row) -> Text:
         """The price with an arrow for its last move."""
@@ -176,6 +161,33 @@ class LiveView:
         self._last[row.symbol] = price
         shown = format_price(price, row.price_digits) if price else NONE
         return Text.assemble(shown, " ", self._arrows[row.symbol])
+
+
+class LiveView:
+    """The table, drawn in place."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, auto_refresh=False)
+        self._table = MarketTable()
+
+    def show(self, picture: Picture) -> None:
+        """Draw it."""
+        self._live.update(self._render(picture), refresh=True)
+
+    def _render(self, picture: Picture) -> Group:
+        table = self._table.render(picture.rows, self._console.width)
+        return Group(self._headline(picture), Text(), table, Text(), *_footer(picture))
+
+    def _headline(self, picture: Picture) -> Text:
+        filled = round(BAR_WIDTH * min(picture.elapsed_s / picture.seconds, 1.0))
+        return Text.assemble(
+            ("Brier", "bold"),
+            "  an exchange for event contracts, live  ",
+            ("━" * filled, "green"),
+            ("━" * (BAR_WIDTH - filled), "bright_black"),
+            f" {picture.elapsed_s:.0f} of {picture.seconds:.0f} s",
+        )
 
     def __enter__(self) -> Self:
         self._live.start()

@@ -1,7 +1,8 @@
-"""A venue of its own for a demo, a replay or a measurement: `exchange init`, `exchange serve`.
+"""A venue of its own for a demo, a replay or a measurement: `exchange init`, `exchange serve`, and
+its feed server, `exchange feed`.
 
 The child is the real thing, started the way an operator starts it, on a port that the system
-chooses and with a multicast group of its own. What it says on its two lines (`exchange ready ...`
+chooses and with multicast groups of its own. What it says on its two lines (`exchange ready ...`
 and `exchange stopped ...`) is read as key=value pairs. The child gets a process group of its own,
 so that Ctrl-C reaches only the tool, which then ends it; SIGTERM counts as Ctrl-C. If the tool
 itself is killed, the kernel stops the child.
@@ -18,12 +19,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Final, Self
+from typing import IO, ClassVar, Final, Self
 
 from tools.errors import ToolError, VenueFailedError
 from tools.venue_settings import change_settings, own_settings
 
-__all__ = ["EXCHANGE", "VenueProcess", "child_environment", "new_venue", "parse_line"]
+__all__ = [
+    "EXCHANGE",
+    "FeedProcess",
+    "VenueProcess",
+    "child_environment",
+    "new_venue",
+    "parse_line",
+]
 
 EXCHANGE: Final = (sys.executable, "-P", "-m", "exchange.cli")
 """The command; -P keeps the current folder from shadowing the installed packages."""
@@ -72,38 +80,53 @@ def new_venue(
 
 def parse_line(line: str, expected: str) -> dict[str, str]:
     """The pairs of a line `exchange <expected> key=value ...`, empty when it is not that line."""
-    words = line.split()
-    if words[:2] != ["exchange", expected]:
+    words, start = line.split(), ["exchange", *expected.split()]
+    if words[: len(start)] != start:
         return {}
-    return dict(word.split("=", 1) for word in words[2:] if "=" in word)
+    return dict(word.split("=", 1) for word in words[len(start) :] if "=" in word)
 
 
 @dataclass
-class VenueProcess:
-    """`exchange serve` as a child. As a context manager it kills what still runs at the end."""
+class ServiceProcess:
+    """A service of a venue's folder as a child. As a context manager it kills what still runs at
+    the end."""
 
     folder: Path
     process: subprocess.Popen[str] | None = None
     ready: dict[str, str] = field(default_factory=dict)
     stopped: dict[str, str] = field(default_factory=dict)
 
+    command: ClassVar[str]
+    prefix: ClassVar[str]
+    """What its lines begin with, before `ready` and `stopped`."""
+    name: ClassVar[str]
+
     def start(self) -> None:
         """Start it and wait for its ready line. Raises ToolError with what it said instead."""
+        self.begin()
+        self.wait_ready()
+
+    def begin(self) -> None:
+        """Start it; one that waits for another may be ready much later."""
         assert self.process is None, "one child at a time"
-        with self._log_path.open("a") as log:
+        with self.log_path.open("a") as log:
             self.process = self._spawn(log)
+
+    def wait_ready(self) -> None:
+        """Wait for its ready line. Raises ToolError with what it said instead."""
+        assert self.process is not None, "begun"
         assert self.process.stdout is not None, "it is a pipe"
         line = self.process.stdout.readline()
-        self.ready = parse_line(line, "ready")
-        if "order_entry" not in self.ready:
+        self.ready = parse_line(line, f"{self.prefix}ready")
+        if not self.ready:
             code = self.process.wait() if not line else 0
             self.kill()
-            story = _story(self._log_path.read_text())
-            raise VenueFailedError(f"the venue did not start: {story}", code or 1)
+            story = _story(self.log_path.read_text())
+            raise VenueFailedError(f"the {self.name} did not start: {story}", code or 1)
 
     def _spawn(self, log: IO[str]) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [*EXCHANGE, "serve", "--config", str(self.folder / "exchange.toml")],
+            [*EXCHANGE, self.command, "--config", str(self.folder / "exchange.toml")],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -114,37 +137,15 @@ class VenueProcess:
         )
 
     @property
-    def _log_path(self) -> Path:
-        return self.folder / "serve.log"
-
-    @property
-    def admin_key(self) -> Path:
-        """The private key that `exchange init` made."""
-        return self.folder / "keys" / "admin.pem"
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """Host and port of order entry."""
-        return _address(self.ready["order_entry"])
-
-    @property
-    def market_data(self) -> tuple[str, int]:
-        """Multicast group of channel 1, and port."""
-        return _address(self.ready["market_data"])
+    def log_path(self) -> Path:
+        """What it writes to stderr."""
+        return self.folder / f"{self.command}.log"
 
     @property
     def process_id(self) -> int:
         """Of the running child."""
         assert self.process is not None, "started"
         return self.process.pid
-
-    def greeting(self) -> str:
-        """Two lines for the person who started the tool."""
-        address, build = self.ready["order_entry"], self.ready["build"]
-        return (
-            f"A venue listens on {address} ({build} build, process {self.process_id}).\n"
-            f"Its metrics are on http://{self.ready['metrics']}/metrics."
-        )
 
     def stop(self) -> dict[str, str]:
         """SIGTERM; the pairs of its last line. Raises ToolError when it did not end well."""
@@ -156,12 +157,12 @@ class VenueProcess:
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-            raise ToolError(f"the venue did not stop within {STOP_WAIT_S:.0f} s") from None
+            raise ToolError(f"the {self.name} did not stop within {STOP_WAIT_S:.0f} s") from None
         lines = output.splitlines()
-        self.stopped = parse_line(lines[-1], "stopped") if lines else {}
+        self.stopped = parse_line(lines[-1], f"{self.prefix}stopped") if lines else {}
         if process.returncode or not self.stopped:
-            story = _story(self._log_path.read_text())
-            text = f"the venue ended with exit code {process.returncode}: {story}"
+            story = _story(self.log_path.read_text())
+            text = f"the {self.name} ended with exit code {process.returncode}: {story}"
             raise VenueFailedError(text, process.returncode or 1)
         return self.stopped
 
@@ -182,6 +183,56 @@ class VenueProcess:
         traceback: TracebackType | None,
     ) -> None:
         self.kill()
+
+
+class VenueProcess(ServiceProcess):
+    """`exchange serve`."""
+
+    command = "serve"
+    prefix = ""
+    name = "venue"
+
+    @property
+    def admin_key(self) -> Path:
+        """The private key that `exchange init` made."""
+        return self.folder / "keys" / "admin.pem"
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of order entry."""
+        return _address(self.ready["order_entry"])
+
+    @property
+    def market_data(self) -> tuple[str, int]:
+        """Multicast group of channel 1, and port."""
+        return _address(self.ready["market_data"])
+
+    @property
+    def lines(self) -> list[tuple[str, int]]:
+        """The same for line A, and line B if there is one."""
+        keys = ("market_data", "market_data_b")
+        return [_address(self.ready[key]) for key in keys if key in self.ready]
+
+    def greeting(self) -> str:
+        """Two lines for the person who started the tool."""
+        address, build = self.ready["order_entry"], self.ready["build"]
+        return (
+            f"A venue listens on {address} ({build} build, process {self.process_id}).\n"
+            f"Its metrics are on http://{self.ready['metrics']}/metrics."
+        )
+
+
+class FeedProcess(ServiceProcess):
+    """`exchange feed`, beside the venue of the folder."""
+
+    command = "feed"
+    prefix = "feed "
+    name = "feed server"
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of subscribers."""
+        return _address(self.ready["feed"])
 
 
 def _address(text: str) -> tuple[str, int]:

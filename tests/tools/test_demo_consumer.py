@@ -57,7 +57,7 @@ def test_it_sees_books_and_trades() -> None:
             OrderAdded(5, 1, 1, 12, Side.SELL, 4_200, 300),
             OrderAdded(6, 1, 1, 13, Side.BUY, 4_000, 100),
             OrderExecuted(7, 1, 1, 11, 1, 200, 300),
-            Trade(7, 1, 1, 1, 4_000, 200, Side.SELL),
+            Trade(7, 1, 1, 1, 4_000, 200, Side.SELL, 200),
         )
         look = consumer.finish()
     assert look.seen == (Seen(1, False, 4_000, 400, 4_200, 300, 4_000, 200, 1),)
@@ -74,7 +74,7 @@ def test_after_a_gap_it_shows_no_prices_and_no_digest() -> None:
     with started() as (venue, consumer):
         venue.send(RAIN, OrderAdded(4, 1, 1, 11, Side.BUY, 4_000, 500))
         venue.number += 1
-        venue.send(Trade(9, 1, 1, 2, 4_100, 700, Side.BUY))
+        venue.send(Trade(9, 1, 1, 2, 4_100, 700, Side.BUY, 900))
         look = consumer.finish()
     assert look.seen == (Seen(1, True, last_price=4_100, volume=700, trade_count=1),)
     assert (look.gaps, look.digest) == (1, "")

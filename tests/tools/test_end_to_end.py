@@ -208,6 +208,31 @@ def test_bench() -> None:
     assert found["rows"] == [{name: found[name] for name in found["rows"][0]}]
 
 
+def test_bench_latency() -> None:
+    shape = ("--seconds", "1", "--runs", "1", "--connections", "2", "--rates", "2000")
+    found = figures("bench", "--latency", *shape)
+    assert [row["rate"] for row in found["rates"]] == [2000]
+    for row in found["rates"]:
+        assert row["orders_per_second"] > 0
+        assert row["traded_orders"] > 0
+        assert 0 < row["ack_p50_us"] <= row["ack_p99_us"] <= row["ack_p999_us"]
+        assert 0 < row["trade_p50_us"] <= row["trade_p99_us"] <= row["trade_p999_us"]
+        assert 0 < row["echo_p50_us"] <= row["echo_p99_us"]
+        assert row["market_data_lost"] == 0
+
+
+def test_bench_feed_cost() -> None:
+    shape = ("--seconds", "1", "--runs", "1", "--connections", "2", "--subscribers", "3")
+    found = figures("bench", "--feed-cost", *shape)
+    assert [row["subscribers"] for row in found["subscribers"]] == [-1, 3]
+    for row in found["subscribers"]:
+        assert row["orders_per_second"] > 0
+        assert row["venue_cpu_us_per_order"] > 0
+        assert 0 < row["sends_per_packet"] <= 2
+        assert row["packets_per_order"] > 0
+        assert (row["feed_cpu_share"] > 0) is (row["subscribers"] >= 0)
+
+
 def test_bench_needs_the_script_for_redis(tmp_path: Path) -> None:
     done = run("bench", "--redis", environment={"BRIER_BENCH": str(tmp_path)})
     assert done.returncode == 64

@@ -20,6 +20,7 @@ from protocol.framing import (
     FrameReader,
     encode_frame,
 )
+from protocol.market_data import Trade
 from protocol.order_entry import CancelOrder, CancelRejected, OrderAccepted, OrderCanceled
 from protocol.transport import SessionReject, Terminate, VenueHeartbeat
 from tools.bench_script import ID_BASE, Script
@@ -116,9 +117,9 @@ def test_requests_are_numbered_over_laps_and_ids_increase(venue: Venue) -> None:
 def test_every_kind_of_answer_counts_and_other_reports_do_not(venue: Venue) -> None:
     generator = venue.generator
     venue.accept(1)
-    venue.report(CancelRejected(1, 2, 3, 4, 2, *(0,) * 6))
-    venue.report(OrderCanceled(1, 2, 2**40, 2**33, 0, *(0,) * 5))  # Nobody asked.
-    venue.report(OrderCanceled(1, 2, 2**40, 2**33, 3, *(0,) * 5))
+    venue.report(CancelRejected(1, 2, 3, 4, 2, *(0,) * 7))
+    venue.report(OrderCanceled(1, 2, 2**40, 2**33, 0, *(0,) * 6))  # Nobody asked.
+    venue.report(OrderCanceled(1, 2, 2**40, 2**33, 3, *(0,) * 6))
     venue.send(encode_frame(SESSION, 45, wire.encode(VenueHeartbeat())))
     assert generator.answer_count == 3
     assert generator.tags() == {80: 1, 86: 1, 83: 2}
@@ -200,21 +201,42 @@ def test_a_closed_connection_ends_the_run(venue: Venue) -> None:
         venue.generator.run(MILLISECOND)
 
 
-def test_market_data_is_counted_and_its_numbers_compared(venue: Venue) -> None:
-    def packet(number: int, *, count: int, kind: int = packets.DATA, channel: int = 1) -> bytes:
-        blocks = [packets.Block(0, b"\x91\x01")] * count
-        return packets.encode_packet(packets.Packet(kind, channel, 5, number, 0, blocks))
+@dataclass
+class MarketData:
+    """A line of market data that the generator listens to."""
 
+    sender: socket.socket
+    address: tuple[str, int]
+
+    def send(self, *datagrams: bytes) -> None:
+        for datagram in datagrams:
+            self.sender.sendto(datagram, self.address)
+
+    def send_messages(self, number: int, *messages: object) -> None:
+        blocks = [packets.Block(0, wire.encode(message)) for message in messages]
+        self.send(packets.encode_packet(packets.Packet(packets.DATA, 1, 5, number, 0, blocks)))
+
+
+@contextmanager
+def line_of(generator: Generator) -> Iterator[MarketData]:
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
     ):
         receiver.bind(("127.0.0.1", 0))
-        venue.generator.listen(receiver.fileno())
+        generator.listen(receiver.fileno())
+        yield MarketData(sender, receiver.getsockname())
+
+
+def test_market_data_is_counted_and_its_numbers_compared(venue: Venue) -> None:
+    def packet(number: int, *, count: int, kind: int = packets.DATA, channel: int = 1) -> bytes:
+        blocks = [packets.Block(0, b"\x91\x01")] * count
+        return packets.encode_packet(packets.Packet(kind, channel, 5, number, 0, blocks))
+
+    with line_of(venue.generator) as line:
 
         def send(*datagrams: bytes) -> tuple[int, int, int]:
-            for datagram in datagrams:
-                sender.sendto(datagram, receiver.getsockname())
+            line.send(*datagrams)
             venue.generator.run(2 * MILLISECOND)
             generator = venue.generator
             return generator.packet_count, generator.message_count, generator.lost_count
@@ -226,6 +248,135 @@ def test_market_data_is_counted_and_its_numbers_compared(venue: Venue) -> None:
         assert send(packet(110, count=0, kind=packets.HEARTBEAT)) == (6, 10, 4)
         assert send(b"short", bytes(40)) == (6, 10, 4)
         assert send(*(packet(110 + n, count=1) for n in range(100))) == (106, 110, 4)
+
+
+def test_a_second_line_is_compared_and_not_counted_again(venue: Venue) -> None:
+    generator = venue.generator
+    with line_of(generator) as line_a, line_of(generator) as line_b:
+        for number in (1, 2, 3):
+            line_a.send_messages(number, trade(number))
+            if number != 2:
+                line_b.send_messages(number, trade(number))
+        generator.run(2 * MILLISECOND)
+        found = generator.packet_count, generator.message_count, generator.lost_count
+        assert found == (3, 3, 1)
+        with pytest.raises(AssertionError, match="more than 2 lines"):
+            generator.listen(0)
+
+
+# An open loop.
+
+
+def trade(sequence: int) -> Trade:
+    return Trade(sequence, 1, 1, 1, 50, 100, 1, 100)
+
+
+@contextmanager
+def paced(interval_ns: int, in_flight: int = IN_FLIGHT, count: int = 64) -> Iterator[Venue]:
+    """An open loop with one connection, which has not sent anything yet."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    with ours, theirs:
+        generator = Generator(in_flight)
+        generator.add(theirs.fileno(), make_script(count), FIRST_REPORT)
+        generator.is_sending = True
+        generator.reset()
+        generator.pace(interval_ns)
+        yield Venue(generator, ours, theirs)
+
+
+def run_until(venue: Venue, due_count: int) -> None:
+    """Let so many requests fall due, however busy the machine is."""
+    while venue.generator.due_count < due_count:
+        venue.generator.run(MILLISECOND // 10)
+
+
+def test_requests_fall_due_whatever_the_answers_do() -> None:
+    with paced(MILLISECOND // 10, in_flight=64) as venue:
+        run_until(venue, 20)
+        assert venue.generator.answer_count == 0
+        sent = venue.read()
+        assert sent[:20] == [(n, ID_BASE + n - 1) for n in range(1, 21)]
+        assert len(sent) == venue.generator.due_count == venue.generator.unanswered_count
+        venue.generator.is_sending = False
+        venue.generator.run(MILLISECOND)
+        assert venue.read() == []
+
+
+def test_what_cannot_be_sent_yet_is_late_not_forgotten() -> None:
+    interval_ns = 2 * MILLISECOND
+    with paced(interval_ns) as venue:
+        run_until(venue, IN_FLIGHT)
+        venue.generator.run(10 * interval_ns)
+        assert len(venue.read()) == IN_FLIGHT, "all that may be in flight"
+        for number in range(1, IN_FLIGHT + 1):
+            venue.accept(number)
+        assert len(venue.read()) == IN_FLIGHT, "at once: they have been due for long"
+        for number in range(IN_FLIGHT + 1, 2 * IN_FLIGHT + 1):
+            venue.accept(number)
+        late_ns = [duration_ns for duration_ns, _ in venue.generator.latencies()]
+        # The fifth request was due one interval after the fourth, though it was sent much later.
+        assert max(late_ns) >= 10 * interval_ns
+        assert venue.generator.answer_count == 2 * IN_FLIGHT
+
+
+def test_connections_take_turns() -> None:
+    with paced(MILLISECOND // 10, in_flight=64) as venue:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        with ours, theirs:
+            venue.generator.add(theirs.fileno(), make_script(64), FIRST_REPORT)
+            other = Venue(venue.generator, ours, theirs)
+            run_until(venue, 20)
+            venue.generator.is_sending = False
+            first, second = venue.read(), other.read()
+            assert abs(len(first) - len(second)) <= 1
+            assert len(first) + len(second) == venue.generator.due_count
+
+
+def test_a_trade_is_timed_from_when_its_order_was_due() -> None:
+    with paced(MILLISECOND, in_flight=64) as venue, line_of(venue.generator) as line:
+        generator = venue.generator
+        run_until(venue, 4)
+        generator.is_sending = False
+        # The report before the trade, the trade before the report, and an order without a trade.
+        venue.accept(1)
+        line.send_messages(1, trade(7_001), trade(7_001), trade(6_999))
+        generator.run(MILLISECOND)
+        assert len(generator.trade_latencies()) == 1
+        line.send_messages(4, trade(7_002))
+        generator.run(MILLISECOND)
+        venue.accept(2)
+        venue.accept(3)
+        ((first_ns, one), *rest) = generator.trade_latencies()
+        assert one + sum(count for _, count in rest) == 2
+        assert first_ns >= 3 * MILLISECOND, "the first was due three intervals before the fourth"
+        # The same packet on another line, or again, is no other trade.
+        line.send_messages(4, trade(7_002))
+        generator.run(MILLISECOND)
+        assert sum(count for _, count in generator.trade_latencies()) == 2
+        generator.reset()
+        line.send_messages(5, trade(7_003))
+        generator.run(MILLISECOND)
+        assert generator.trade_latencies() == [], "due before the reset"
+
+
+def test_a_packet_that_is_none_has_no_trades() -> None:
+    with paced(MILLISECOND, in_flight=64) as venue, line_of(venue.generator) as line:
+        run_until(venue, 1)
+        venue.generator.is_sending = False
+        venue.accept(1)
+        whole = packets.encode_packet(
+            packets.Packet(packets.DATA, 1, 5, 1, 0, [packets.Block(0, wire.encode(trade(7_001)))])
+        )
+        line.send(whole[:-1], whole[:33], whole[:32] + bytes(3), whole[:32] + b"\xff\xff\x00")
+        venue.generator.run(MILLISECOND)
+        assert venue.generator.trade_latencies() == []
+        line.send(whole)
+        venue.generator.run(MILLISECOND)
+        assert len(venue.generator.trade_latencies()) == 1
 
 
 @given(st.integers(0, 2**40 - 1))

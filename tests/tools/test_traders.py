@@ -100,7 +100,7 @@ def test_a_fill_while_a_replace_is_on_its_way() -> None:
     maker.on_report(
         CancelRejected(
             *(2, 0, replace.client_order_id, 0, 2, 0, 0),
-            *(12, RejectCode.UNKNOWN_ORDER, 2, 0),
+            *(12, RejectCode.UNKNOWN_ORDER, 2, 0, 0),
         )
     )
     again = [maker.next_order() for _ in range(SLOT_COUNT)]
@@ -127,7 +127,7 @@ def test_a_replace_keeps_what_is_filled_in_the_total() -> None:
     maker.on_report(
         OrderReplaced(
             *(2, 0, with_fill.client_order_id, 1, 2, 0, 0),
-            *(with_fill.target_client_order_id, with_fill.price, with_fill.quantity, 500, 0),
+            *(with_fill.target_client_order_id, with_fill.price, with_fill.quantity, 500, 0, 1),
         )
     )
     fill(maker, with_fill.client_order_id, Side.BUY, 100, 400)
@@ -143,6 +143,6 @@ def test_a_taker_waits_for_what_expires() -> None:
         if order.time_in_force == TimeInForce.GTD:
             accept(taker, order)
             assert taker.open_count == 1
-            taker.on_report(OrderExpired(2, 0, order.client_order_id, 1, order.quantity, 0))
+            taker.on_report(OrderExpired(2, 0, order.client_order_id, 1, order.quantity, 0, 1))
             assert taker.open_count == 0
     assert kinds == {(1, 3), (1, 4), (1, 2), (2, 3)}
