@@ -1,11 +1,19 @@
-"""Every metric that a venue exposes, for the tests of the pages and files that name them."""
+"""Every metric that a venue and a feed expose, for the tests of the pages and files that name
+them."""
 
+import asyncio
 import re
+import tempfile
 from functools import cache
+from pathlib import Path
 
 from prometheus_client import Metric
 
+from exchange.feed.cycle import Cycle
+from exchange.feed.metrics import FeedMetrics
 from exchange.node.metrics import VenueMetrics
+from tests.exchange.feed.desk import Desk
+from tests.exchange.node.wires import Wire
 from tests.exchange.node.world import World
 
 __all__ = ["families", "full_name", "names_in", "sample_names"]
@@ -13,9 +21,20 @@ __all__ = ["families", "full_name", "names_in", "sample_names"]
 
 @cache
 def families() -> tuple[Metric, ...]:
-    """What a venue says that has just started."""
+    """What a venue says that has just started, and then what a feed says of its own."""
     world = World()
-    return tuple(VenueMetrics(world.boot()).collect())
+    venue = tuple(VenueMetrics(world.boot()).collect())
+    return venue + tuple(one for one in asyncio.run(_feed()) if one.name.startswith("brier_"))
+
+
+async def _feed() -> list[Metric]:
+    with tempfile.TemporaryDirectory() as folder:
+        async with Desk(Path(folder)) as desk:
+            streams = desk.feed.streams
+            now_ns = desk.feed.now_ns
+            wires = {"a": Wire(now_ns)}
+            cycle = Cycle(streams.market, streams.snapshots, wires, 1_000_000, now_ns)
+            return list(FeedMetrics(desk.feed, desk.server, cycle).collect())
 
 
 def full_name(family: Metric) -> str:

@@ -13,7 +13,9 @@ from tests.source_tree import SOURCE
 
 ALERTS: Final = SOURCE / "systemd/alerts.yml"
 
-LABELS: Final = {"job": "brier", "instance": "venue"}
+VENUE: Final = "brier"
+FEED: Final = "exchange-feed"
+"""The jobs of prometheus.yml."""
 
 HOUR_S: Final = 3_600
 STEP_S: Final = 15
@@ -27,11 +29,17 @@ class Case(NamedTuple):
     series: dict[str, str]
     fires: bool
     seconds: int = 10 * 60
+    job: str = VENUE
 
 
 def buckets(name: str, *counts: tuple[str, int]) -> dict[str, str]:
     """A histogram that gains these cumulative counts at every step."""
     return {f'{name}_bucket{{le="{bound}"}}': f"0+{count}x400" for bound, count in counts}
+
+
+def lines(name: str, values_a: str, values_b: str = "") -> dict[str, str]:
+    """A counter of both lines; line B has the values of line A unless it has its own."""
+    return {f'{name}{{line="a"}}': values_a, f'{name}{{line="b"}}': values_b or values_a}
 
 
 FREE: Final = "brier_disk_free_bytes"
@@ -40,6 +48,7 @@ DROPPED: Final = "brier_market_data_dropped_packets_total"
 ERRORS: Final = "brier_market_data_send_errors_total"
 COMMIT: Final = "brier_commit_seconds"
 LAG: Final = "brier_loop_lag_seconds"
+FEED_LAG: Final = "brier_feed_loop_lag_seconds"
 
 CASES: Final = [
     Case("VenueDown", {"up": "1x4 0x400"}, True),
@@ -70,11 +79,61 @@ CASES: Final = [
         {"brier_durable_sequence": "5+9x400", "brier_event_log_sequence": "5+9x400"},
         False,
     ),
-    Case("MarketDataLost", {DROPPED: "0x30 7x400", ERRORS: "0x400"}, True),
-    Case("MarketDataLost", {DROPPED: "0x400", ERRORS: "0x30 1x400"}, True),
-    Case("MarketDataLost", {DROPPED: "7x400", ERRORS: "1x400"}, False),
+    Case("MarketDataLost", lines(DROPPED, "0x30 7x400") | lines(ERRORS, "0x400"), True),
+    Case("MarketDataLost", lines(DROPPED, "0x400") | lines(ERRORS, "0x30 1x400"), True),
+    Case(
+        "MarketDataLost",
+        lines(DROPPED, "0x30 1x400", "0x400") | lines(ERRORS, "0x400", "0x30 1x400"),
+        True,
+    ),
+    Case("MarketDataLost", lines(DROPPED, "0x30 7x400", "0x400") | lines(ERRORS, "0x400"), False),
+    Case("MarketDataLost", lines(DROPPED, "7x400") | lines(ERRORS, "1x400"), False),
+    Case(
+        "MarketDataLineLost",
+        lines(DROPPED, "0x30 7x400", "0x400") | lines(ERRORS, "0x400"),
+        True,
+    ),
+    Case(
+        "MarketDataLineLost",
+        lines(DROPPED, "0x400") | lines(ERRORS, "0x400", "0x30 1x400"),
+        True,
+    ),
+    Case("MarketDataLineLost", lines(DROPPED, "7x400") | lines(ERRORS, "1x400"), False),
     Case("SlowConsumers", {"brier_slow_consumers_total": "0x30 1x400"}, True),
     Case("SlowConsumers", {"brier_slow_consumers_total": "1x400"}, False),
+    Case("FeedDown", {"up": "1x4 0x400"}, True, job=FEED),
+    Case("FeedDown", {"up": "1x38 0x1"}, False, job=FEED),
+    Case("FeedDown", {"up": "0x400"}, False),
+    Case("FeedRestarts", {"process_start_time_seconds": "1x10 2x10 3x400"}, True, job=FEED),
+    Case("FeedRestarts", {"process_start_time_seconds": "1x10 2x400"}, False, job=FEED),
+    Case("FeedAlone", {"brier_feed_source_connected": "1x10 0x400"}, True, job=FEED),
+    Case("FeedAlone", {"brier_feed_source_connected": "1x38 0x1"}, False, job=FEED),
+    Case("FeedBehind", {"brier_feed_lag_commands": "0x10 60000x400"}, True, job=FEED),
+    Case("FeedBehind", {"brier_feed_lag_commands": "50000x400"}, False, job=FEED),
+    Case("FeedLoopLag", buckets(FEED_LAG, ("0.256", 98), ("+Inf", 100)), True, job=FEED),
+    Case(
+        "FeedLoopLag",
+        buckets(FEED_LAG, ("0.128", 99), ("0.256", 100), ("+Inf", 100)),
+        False,
+        job=FEED,
+    ),
+    Case("FeedTooSlow", {"brier_feed_too_slow_total": "0x30 1x400"}, True, job=FEED),
+    Case("FeedTooSlow", {"brier_feed_stalled_total": "0x30 1x400"}, True, job=FEED),
+    Case("FeedTooSlow", {"brier_feed_too_slow_total": "9x400"}, False, job=FEED),
+    Case("SnapshotsLate", {"brier_feed_cycle_seconds": "4.9x10 5.1x400"}, True, job=FEED),
+    Case("SnapshotsLate", {"brier_feed_cycle_seconds": "5x400"}, False, job=FEED),
+    Case(
+        "SnapshotsLost",
+        {'brier_feed_snapshot_packets_lost_total{line="b"}': "0x30 1x400"},
+        True,
+        job=FEED,
+    ),
+    Case(
+        "SnapshotsLost",
+        {'brier_feed_snapshot_packets_lost_total{line="b"}': "1x400"},
+        False,
+        job=FEED,
+    ),
 ]
 
 
@@ -97,23 +156,33 @@ def rules() -> dict[str, dict[str, str]]:
     }
 
 
-def named(series: str) -> str:
-    """The series with the labels that a scrape gives it."""
+def labels_of(series: str, job: str) -> tuple[str, dict[str, str]]:
+    """Name of a series, and its labels with those that a scrape gives it."""
     name, _, own = series.partition("{")
-    labels = [f'{key}="{value}"' for key, value in LABELS.items()]
-    return f"{name}{{{','.join([*labels, *filter(None, [own.rstrip('}')])])}}}"
+    pairs = re.findall(r'(\w+)="([^"]*)"', own)
+    return name, {"job": job, "instance": "machine", **dict(pairs)}
+
+
+def named(series: str, job: str) -> str:
+    """The series as promtool reads it."""
+    name, labels = labels_of(series, job)
+    return f"{name}{{{','.join(f'{key}={json.dumps(value)}' for key, value in labels.items())}}}"
 
 
 def rule_test(case: Case) -> dict[str, Any]:
     rule = rules()[case.alert]
+    kept = {"job", "instance"} | ({"line"} if case.alert == "SnapshotsLost" else set())
+    _, labels = labels_of(next(iter(case.series)), case.job)
     expected = {
-        "exp_labels": LABELS | {"severity": rule["severity"]},
+        "exp_labels": {key: value for key, value in labels.items() if key in kept}
+        | {"severity": rule["severity"]},
         "exp_annotations": {"summary": rule["summary"]},
     }
     return {
         "interval": f"{STEP_S}s",
         "input_series": [
-            {"series": named(series), "values": values} for series, values in case.series.items()
+            {"series": named(series, case.job), "values": values}
+            for series, values in case.series.items()
         ],
         "alert_rule_test": [
             {
