@@ -20,13 +20,17 @@ from tests.source_tree import (
     without_text,
 )
 
-SUPPORT = ("exchange.clock", "exchange.config", "exchange.logs", "exchange.metrics")
+SUPPORT = (
+    *("exchange.clock", "exchange.config", "exchange.logs", "exchange.metrics"),
+    *("exchange.datagrams", "exchange.multicast", "exchange.process"),
+)
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "protocol": (),
     "journal": (),
     "exchange": (),
     **dict.fromkeys(SUPPORT, ()),
+    "exchange.multicast": ("exchange.config", "exchange.datagrams"),
     "exchange.core": ("protocol",),
     "exchange.client": ("protocol", *SUPPORT),
     "exchange.node": ("exchange.core", "journal", "protocol", *SUPPORT),

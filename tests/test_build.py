@@ -16,12 +16,14 @@ from pathlib import Path
 import pytest
 
 import exchange.core.hot
+import exchange.datagrams
 import exchange.node.ingress
 import journal
 import journal.streams
 import protocol.codec
 import protocol.packer
 import tools
+import tools.drain
 import tools.generator
 from tests.source_tree import CYTHON_SUFFIXES, PACKAGES, SOURCE, files, without_text
 
@@ -29,10 +31,12 @@ INSTALLED = Path(sysconfig.get_path("platlib"))
 EXPECTED = os.environ.get("BRIER_BUILD")
 COMPILED = (
     exchange.core.hot,
+    exchange.datagrams,
     exchange.node.ingress,
     protocol.packer,
     journal.streams,
     protocol.codec,
+    tools.drain,
     tools.generator,
 )
 PROJECT = tomllib.loads((SOURCE / "pyproject.toml").read_text())
@@ -118,5 +122,7 @@ def imported_roots(folders: tuple[str, ...]) -> set[str]:
 
 
 def test_dependencies_are_what_is_imported() -> None:
-    declared = {re.split(r"[><=]", one)[0] for one in PROJECT["project"]["dependencies"]}
+    extras = PROJECT["project"]["optional-dependencies"]
+    wanted = [*PROJECT["project"]["dependencies"], *extras["parquet"]]
+    declared = {re.split(r"[><=]", one)[0] for one in wanted}
     assert imported_roots(PACKAGES) - sys.stdlib_module_names - {*PACKAGES} == declared

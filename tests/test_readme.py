@@ -1,12 +1,14 @@
-"""Holds the README: its venue can be made, its example trades there, what it names exists."""
+"""Holds the README: its venue can be made, its examples work there, what it names exists."""
 
 import ast
+import json
 import os
 import re
 import shlex
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,19 +61,19 @@ def run(command: list[str], folder: Path) -> str:
 
 
 @contextmanager
-def serving(command: list[str], folder: Path) -> Iterator[None]:
-    """The venue from its ready line to its clean stop."""
+def running(command: list[str], ready: str, folder: Path) -> Iterator[None]:
+    """A service from its ready line to its clean stop."""
     with subprocess.Popen(
-        command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
-    ) as venue:
+        [*EXCHANGE, *command[1:]], cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+    ) as service:
         try:
-            assert venue.stdout is not None
-            assert venue.stdout.readline().startswith("exchange ready ")
+            assert service.stdout is not None
+            assert service.stdout.readline().startswith(ready)
             yield
-            venue.terminate()
-            assert venue.wait(timeout=60) == 0
+            service.terminate()
+            assert service.wait(timeout=60) == 0
         finally:
-            venue.kill()
+            service.kill()
 
 
 def test_two_commands_do_everything() -> None:
@@ -90,45 +92,101 @@ def wait_for_member(group: str, process: subprocess.Popen[str]) -> None:
         os.sched_yield()
 
 
-def example(title: str) -> str:
-    """The Python example of a section."""
-    return section(title).split("```python\n")[1].split("```")[0]
+def examples(title: str) -> list[str]:
+    """The Python examples of a section."""
+    return [block.split("```")[0] for block in section(title).split("```python\n")[1:]]
+
+
+def own_addresses(folder: Path) -> dict[str, str]:
+    """Give the venue ports and groups of its own; what the README says to what they are now."""
+    settings = own_settings() | {"feed.port": free_port(), "feed.metrics_port": 0}
+    config = folder / "venue" / "exchange.toml"
+    written = config.read_text()
+    changed = {
+        "239.255.66.1": "market_data.group",
+        "239.255.67.1": "market_data.line_b.group",
+        "9100": "market_data.port",
+        "9002": "feed.port",
+    }
+    assert all(was in written for was in changed), "as `exchange init` writes it"
+    change_settings(config, settings)
+    return {was: str(settings[name]) for was, name in changed.items()}
+
+
+def lines_of(script: str, count: int, folder: Path) -> list[str]:
+    """The first lines that an example without an end prints."""
+    with subprocess.Popen(
+        [sys.executable, "-u", "-P", "-c", script],
+        cwd=folder,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        patience = threading.Timer(60, process.kill)
+        patience.start()
+        lines = [process.stdout.readline() for _ in range(count)]
+        patience.cancel()
+        process.kill()
+    return lines
+
+
+def check_readers(folder: Path, changes: dict[str, str]) -> None:
+    """The examples that read over TCP say what the market maker has done."""
+    _, blocking = examples("Keep the books as a market-data consumer")
+    [drop_copy] = examples("Copy the execution reports")
+    for was, now in changes.items():
+        blocking, drop_copy = blocking.replace(was, now), drop_copy.replace(was, now)
+    *messages, candles = run([sys.executable, "-P", "-c", blocking], folder).splitlines()
+    assert messages[-1].startswith("Levels(")
+    assert messages[-1].endswith("bids=[(4900, 1000, 1)], asks=[])")
+    assert candles == "[]", "nothing was traded"
+    copied = [line.split()[1] for line in lines_of(drop_copy, 9, folder)]
+    assert copied == [
+        *("ParticipantRecorded", "AccountRecorded", "KeyRecorded", "KeyRecorded"),
+        *("SessionRecorded", "OrderAccepted", "OrderAccepted", "OrderReplaced", "OrderCanceled"),
+    ]
 
 
 def test_venue_and_examples_work_as_written(tmp_path: Path) -> None:
     port = free_port()
-    init, serve, *admin = [shlex.split(line) for line in indented_lines(section("Run a venue"))]
-    assert init[1] == "init"
-    assert serve[1:3] == ["serve", "--config"]
+    commands = [shlex.split(line) for line in indented_lines(section("Run a venue"))]
+    init, serve, feed, *admin, watch = commands
+    assert [command[1] for command in (init, serve, feed, watch)] == [
+        *("init", "serve", "feed", "watch")
+    ]
     run([*EXCHANGE, *init[1:], "--port", str(port)], tmp_path)
-    maker = example("Connect as a market maker")
+    [maker] = examples("Connect as a market maker")
     assert "9001" in maker, "the port of `exchange init`"
-    consumer = example("Keep the books as a market-data consumer")
-    config = tmp_path / serve[3]
-    settings = own_settings()
-    for was, name in (("239.255.66.1", "market_data.group"), ("9100", "market_data.port")):
-        assert was in consumer, "the group and port of `exchange init`"
-        assert was in config.read_text()
-        consumer = consumer.replace(was, str(settings[name]))
-    change_settings(config, settings)
+    changes = own_addresses(tmp_path)
+    consumer, _ = examples("Keep the books as a market-data consumer")
+    for was, now in changes.items():
+        assert was in consumer
+        consumer = consumer.replace(was, now)
     with (
-        subprocess.Popen(
+        running(serve, "exchange ready ", tmp_path),
+        running(feed, "exchange feed ready ", tmp_path),
+    ):
+        for command in admin:
+            run([*EXCHANGE, *command[1:]], tmp_path)
+        with subprocess.Popen(
             [sys.executable, "-P", "-c", consumer],
             cwd=tmp_path,
             env=ENVIRONMENT,
             stdout=subprocess.PIPE,
             text=True,
-        ) as watching,
-        serving([*EXCHANGE, *serve[1:]], tmp_path),
-    ):
-        wait_for_member(str(settings["market_data.group"]), watching)
-        for command in admin:
-            run([*EXCHANGE, *command[1:]], tmp_path)
-        script = maker.replace("9001", str(port))
-        assert run([sys.executable, "-P", "-c", script], tmp_path) == "quoting: orders 1 and 2\n"
-        seen, _ = watching.communicate(timeout=60)
-    best_bid = "Level(price=4900, quantity=1000, order_count=1)"
-    assert seen == f"best bid {best_bid} best ask None\n"
+        ) as watching:
+            wait_for_member(changes["239.255.67.1"], watching)
+            script = maker.replace("9001", str(port))
+            said = run([sys.executable, "-P", "-c", script], tmp_path)
+            assert said == "quoting: orders 1 and 2\n"
+            seen, _ = watching.communicate(timeout=60)
+        best_bid = "Level(price=4900, quantity=1000, order_count=1)"
+        assert seen == f"best bid {best_bid} best ask None\n"
+        check_readers(tmp_path, changes)
+        shown = run([*EXCHANGE, *watch[1:], "--seconds", "1", "--json"], tmp_path)
+        book = json.loads(shown.splitlines()[-1])["books"]["RAIN-NYC"]
+        assert (book["is_known"], book["bid_price"], book["ask_price"]) == (True, 4900, None)
     run([*EXCHANGE, "journal", "verify", "venue"], tmp_path)
 
 
@@ -137,7 +195,7 @@ def test_commands_that_documents_name_exist(capsys: pytest.CaptureFixture[str]) 
         cli.main(["--help"])
     assert stopped.value.code == 0
     listed = re.findall(r"^ {4}([a-z]+) ", capsys.readouterr().out, re.MULTILINE)
-    assert {"init", "serve", "admin", "journal", "demo", "replay", "bench"} <= set(listed)
+    assert {"init", "serve", "feed", "admin", "journal", "demo", "watch", "bench"} <= set(listed)
     for page in (SOURCE / "README.md", *files(SOURCE, (".md",), (*PACKAGES, "tests"))):
         for name in re.findall(r"(?:`|^ {4})exchange ([a-z]+)", page.read_text(), re.MULTILINE):
             assert name in listed, f"{page.name}: exchange {name}"

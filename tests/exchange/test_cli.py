@@ -31,8 +31,11 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int
 def test_help_names_every_command_and_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     code, output, _ = run(capsys, "--help")
     assert code == 0
-    listed = re.findall(r"^ {4}([a-z]+) ", output, re.MULTILINE)
-    assert listed == ["init", "serve", "admin", "journal", "demo", "replay", "bench"]
+    listed = re.findall(r"^ {4}([a-z]+)", output, re.MULTILINE)
+    assert listed == [
+        *("init", "serve", "feed", "admin", "journal", "demo", "watch", "replay", "bench"),
+        *("record", "dissector"),
+    ]
     codes = re.findall(r"^ {2}(\d+) ", output, re.MULTILINE)
     assert codes == ["0", "1", "64", "65", "66", "69", "74", "130"]
     assert max(map(len, output.splitlines())) <= 100
@@ -40,7 +43,10 @@ def test_help_names_every_command_and_exit_code(capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize(
     "command",
-    ["init", "serve", "admin", "journal", "journal dump", "demo", "replay lobster", "bench"],
+    [
+        *("init", "serve", "feed", "admin", "journal", "journal dump", "demo", "watch"),
+        *("replay lobster", "bench", "record", "dissector"),
+    ],
 )
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, output, error = run(capsys, *command.split(), "--help")

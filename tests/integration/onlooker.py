@@ -5,8 +5,8 @@ import socket
 import time
 from typing import Final
 
-from exchange.client.consumer import group_of
 from exchange.client.receiver import MarketDataReceiver
+from exchange.client.sockets import group_of
 from tests.integration.peer import WAIT_S
 
 __all__ = ["Onlooker"]

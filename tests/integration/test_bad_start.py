@@ -84,7 +84,7 @@ def image(folder: Path) -> dict[str, str]:
 
 ORDER_ENTRY_HOST: Final = '[order_entry]\nhost = "127.0.0.1"'
 ORDER_ENTRY_PORT: Final = "nothing here is encrypted.\nport = 0"
-METRICS_PORT: Final = "nothing is encrypted.\nport = 0"
+METRICS_PORT: Final = "scrapes here; nothing is encrypted.\nport = 0"
 """Texts that are in the configuration once."""
 
 BAD_CONFIGS: Final = {
@@ -97,11 +97,25 @@ BAD_CONFIGS: Final = {
     "port": (ORDER_ENTRY_PORT, "\nport = 70000", ["order_entry.port", "65535"]),
     "port-text": (ORDER_ENTRY_PORT, '\nport = "x"', ["order_entry.port"]),
     "metrics-port": (METRICS_PORT, "\nport = -1", ["metrics.port", "0"]),
-    "group": ('group = "239.', 'group = "10.', ["market_data", "not a multicast address"]),
+    "group": (
+        '[market_data]\ngroup = "239.',
+        '[market_data]\ngroup = "10.',
+        ["market_data", "not a multicast address"],
+    ),
+    "group-b": (
+        '[market_data.line_b]\ngroup = "239.',
+        '[market_data.line_b]\ngroup = "10.',
+        ["market_data.line_b", "not a multicast address"],
+    ),
     "interface": (
-        'interface = "127.0.0.1"',
-        'interface = "192.0.2.7"',
+        'interface = "127.0.0.1"     #',
+        'interface = "192.0.2.7" #',
         ["market_data.interface", "192.0.2.7 is not an address of this machine"],
+    ),
+    "interface-b": (
+        'interface = "127.0.0.1"\n',
+        'interface = "192.0.2.7"\n',
+        ["market_data.line_b.interface", "192.0.2.7 is not an address of this machine"],
     ),
     "throttle": ("orders_burst = ", "orders_burst = 0#", ["throttle.orders_burst"]),
     "not-toml": ("[venue]", "[venue", [CONFIG_NAME, "line 4"]),

@@ -38,7 +38,7 @@ from protocol.transport import SessionReject
 from tests.integration.market import CENT, CONTRACT, Firm, make_market, make_venue
 from tests.integration.peer import Peer
 from tests.source_tree import SOURCE
-from tools.venue_process import VenueProcess
+from tools.venue_process import FeedProcess, VenueProcess
 
 WAIT_S: Final = 60.0
 """Only a failing test waits so long."""
@@ -197,15 +197,15 @@ def test_garbage_on_the_port_harms_nobody(venue: VenueProcess, traffic: Traffic)
 
 
 class Prometheus:
-    """A Prometheus of its own, which scrapes one venue every second."""
+    """A Prometheus of its own, which scrapes one venue and its feed server every second."""
 
-    def __init__(self, folder: Path, target: str) -> None:
+    def __init__(self, folder: Path, targets: list[str]) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self._address = f"127.0.0.1:{listener.getsockname()[1]}"
         folder.mkdir()
         self._log = folder / "log"
         configuration = folder / "prometheus.yml"
-        configuration.write_text(_configuration(target))
+        configuration.write_text(_configuration(targets))
         shutil.copy(SOURCE / "systemd/alerts.yml", folder)
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
@@ -243,17 +243,21 @@ class Prometheus:
         return any(not math.isnan(value) for value in values)
 
 
-def _configuration(target: str) -> str:
-    """That of the project, at another pace and for another venue."""
+def _configuration(targets: list[str]) -> str:
+    """That of the project, at another pace and for others, in the order of its jobs."""
     content = (SOURCE / "systemd/prometheus.yml").read_text()
     for pattern, new in (
         (r"scrape_interval: \w+", "scrape_interval: 1s"),
         (r"scrape_timeout: \w+", "scrape_timeout: 1s"),
         (r"evaluation_interval: \w+", "evaluation_interval: 1s"),
-        (r'targets: \[".*"\]', f'targets: ["{target}"]'),
     ):
         content, count = re.subn(pattern, new, content)
         assert count == 1, pattern
+    waiting = iter(targets)
+    content, count = re.subn(
+        r'targets: \[".*"\]', lambda _: f'targets: ["{next(waiting)}"]', content
+    )
+    assert count == len(targets)
     return content
 
 
@@ -261,10 +265,14 @@ def _configuration(target: str) -> str:
 def prometheus(venue: VenueProcess, tmp_path: Path) -> Iterator[Prometheus]:
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is not installed")
-    prometheus = Prometheus(tmp_path / "prometheus", venue.ready["metrics"])
-    yield prometheus
-    prometheus.process.terminate()
-    prometheus.process.wait(WAIT_S)
+    with FeedProcess(venue.folder) as feed:
+        feed.start()
+        targets = [venue.ready["metrics"], feed.ready["metrics"]]
+        prometheus = Prometheus(tmp_path / "prometheus", targets)
+        yield prometheus
+        prometheus.process.terminate()
+        prometheus.process.wait(WAIT_S)
+        feed.stop()
 
 
 def dashboard_queries() -> list[str]:
