@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from exchange import config
-from exchange.client import ClientError, KeyFileError
+from exchange.client import ClientError, KeyFileError, load_key
 from exchange.core.engine import BUILD
+from exchange.feed.service import serve as serve_feed
 from exchange.node.service import serve
 from exchange.node.setup import initialise
-from tools import admin, bench, demo, journal_tools, replay
+from tools import admin, bench, demo, dissector, journal_tools, record, replay, watch
 
 __all__ = ["EXIT_CODES", "main"]
 
@@ -45,6 +46,7 @@ examples:
   exchange demo                               watch a market trade, right now
   exchange init venue                         configuration, keys and folders
   exchange serve --config venue/exchange.toml run the venue
+  exchange feed --config venue/exchange.toml  serve its market data over TCP
   exchange admin --config venue/exchange.toml participant acme
   exchange journal verify venue               check every byte of the journal
 """
@@ -115,6 +117,13 @@ def run_serve(arguments: argparse.Namespace) -> int:
     return serve(config.load(arguments.config))
 
 
+def run_feed(arguments: argparse.Namespace) -> int:
+    """Run the feed server until SIGTERM."""
+    settings = config.load_feed(arguments.config)
+    upstream = settings.feed.upstream
+    return serve_feed(settings, load_key(upstream.key) if upstream is not None else None)
+
+
 def _version() -> str:
     try:
         version = metadata.version("brier")
@@ -161,7 +170,17 @@ def _build_parser() -> argparse.ArgumentParser:
     run.add_argument("--config", required=True, type=Path, metavar="FILE", help="exchange.toml")
     run.set_defaults(run=run_serve)
 
-    for tool in (admin, journal_tools, demo, replay, bench):
+    feed = commands.add_parser(
+        "feed",
+        help="serve the market data of a venue over TCP",
+        description="Run a feed server: read the event log of the venue beside it, or of another "
+        "feed, and serve subscriptions, snapshots, replays and drop copies until SIGTERM. Prints "
+        "one line when it is ready.",
+    )
+    feed.add_argument("--config", required=True, type=Path, metavar="FILE", help="exchange.toml")
+    feed.set_defaults(run=run_feed)
+
+    for tool in (admin, journal_tools, demo, watch, replay, bench, record, dissector):
         tool.add_commands(commands)
     return parser
 

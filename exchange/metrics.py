@@ -15,11 +15,16 @@ one request a connection, and closes on all else.
 import asyncio
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, cast
 
 from prometheus_client import Metric, generate_latest
-from prometheus_client.metrics_core import HistogramMetricFamily
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
 from prometheus_client.registry import Collector
 
 __all__ = [
@@ -30,6 +35,11 @@ __all__ = [
     "Histogram",
     "LoopLag",
     "MetricsServer",
+    "counter",
+    "counters",
+    "gauge",
+    "gauges",
+    "info",
 ]
 
 NANOSECONDS_PER_SECOND: Final = 1_000_000_000
@@ -62,6 +72,37 @@ TEXT_INTERVAL_NS: Final = 100_000_000
 """Least time between the starts of two texts, about a millisecond of the loop each."""
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def gauge(name: str, text: str, value: float) -> Metric:
+    """One number that goes up and down."""
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def gauges(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+    """The same for each value of a label."""
+    family = GaugeMetricFamily(name, text, labels=[label])
+    for value, number in values.items():
+        family.add_metric([value], number)
+    return family
+
+
+def counter(name: str, text: str, value: float) -> Metric:
+    """One number that only grows."""
+    return CounterMetricFamily(name, text, value=value)
+
+
+def counters(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+    """The same for each value of a label."""
+    family = CounterMetricFamily(name, text, labels=[label])
+    for value, count in values.items():
+        family.add_metric([value], count)
+    return family
+
+
+def info(name: str, text: str, labels: Mapping[str, str]) -> Metric:
+    """Words about the process."""
+    return InfoMetricFamily(name, text, value=dict(labels))
 
 
 class Histogram:
