@@ -15,6 +15,7 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import CancelledError
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, Self, TypeVar
@@ -42,6 +43,9 @@ class LoopThread:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
+        self._lock = threading.Lock()
+        self._is_stopped = False
+        """Nothing is given to the loop any more; what was given before ends with it."""
         # A script that ends without closing is not to hang.
         self._thread = threading.Thread(target=self._run, name="brier-client", daemon=True)
         self._thread.start()
@@ -49,16 +53,23 @@ class LoopThread:
     def run(self, work: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T:
         """Run a coroutine there and wait for its result.
 
-        Raises what it raises, TimeoutError when it has been canceled for taking too long.
+        Raises what it raises, TimeoutError when it has been canceled for taking too long,
+        NotConnectedError when the loop has ended or ends meanwhile.
         """
-        if not self._thread.is_alive():
+        if threading.current_thread() is self._thread:
             work.close()
-            raise NotConnectedError("it is closed")
-        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+            raise RuntimeError("what runs in the client's thread would wait for itself")
+        with self._lock:
+            if self._is_stopped:
+                work.close()
+                raise NotConnectedError("it is closed")
+            future = asyncio.run_coroutine_threadsafe(work, self.loop)
         try:
             return future.result(timeout_s)
-        except BaseException:
+        except BaseException as error:
             future.cancel()
+            if isinstance(error, CancelledError) and self._is_stopped:
+                raise NotConnectedError("it was closed meanwhile") from None
             raise
 
     def call(self, function: Callable[[], T]) -> T:
@@ -71,16 +82,20 @@ class LoopThread:
 
     def stop(self) -> None:
         """End the loop and its thread; nothing happens when they have ended."""
-        if self._thread.is_alive():
-            self.loop.call_soon_threadsafe(self.loop.stop)
-            self._thread.join(CLOSE_WAIT_S)
+        with self._lock:
+            if not self._is_stopped:
+                self._is_stopped = True
+                self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(CLOSE_WAIT_S)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
         try:
             self.loop.run_forever()
-            self.loop.run_until_complete(self._cancel_rest())
         finally:
+            with self._lock:
+                self._is_stopped = True
+            self.loop.run_until_complete(self._cancel_rest())
             self.loop.close()
 
     async def _cancel_rest(self) -> None:
@@ -107,6 +122,16 @@ class HandOver(Generic[T]):
     def put(self, item: T | ClientError) -> None:
         with self._changed:
             self._items.append(item)
+            self._changed.notify()
+
+    def lose(self) -> None:
+        """Say, behind what is queued, that one more event was left out."""
+        with self._changed:
+            last = self._items[-1] if self._items else None
+            if isinstance(last, EventsLostError):
+                self._items[-1] = EventsLostError(last.count + 1)
+            else:
+                self._items.append(EventsLostError(1))
             self._changed.notify()
 
     def end(self) -> None:
@@ -185,8 +210,8 @@ class BlockingConsumer:
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._thread = LoopThread()
-        self._events: HandOver[MarketDataMessage] | None = None
-        self._lost_count = 0
+        self._events: HandOver[MarketDataMessage] = HandOver(EVENTS_MAX)
+        self._has_reader = False
         try:
             self._consumer = Consumer(*arguments, **options, on_event=self._take)
             self._thread.run(self._consumer.__aenter__())
@@ -210,8 +235,7 @@ class BlockingConsumer:
         with contextlib.suppress(NotConnectedError):
             self._thread.run(self._consumer.__aexit__(None, None, None))
         self._thread.stop()
-        if self._events is not None:
-            self._events.end()
+        self._events.end()
 
     def events(self, timeout_s: float | None = None) -> Iterator[MarketDataMessage]:
         """Every public message from the first call on; it ends when none came for `timeout_s`.
@@ -219,8 +243,7 @@ class BlockingConsumer:
         When the script is so slow that messages had to be left out, EventsLostError is raised once
         in their place: iterate again and go on behind them. The books have all of them.
         """
-        if self._events is None:
-            self._events = HandOver(EVENTS_MAX)
+        self._has_reader = True
         return BlockingIterator(self._events, self.close, timeout_s)
 
     def book(self, symbol: str, depth: int = 10) -> BookPicture:
@@ -228,7 +251,11 @@ class BlockingConsumer:
         return self.read(lambda consumer: _picture(consumer.book(symbol), depth))
 
     def read(self, function: Callable[[Consumer], T]) -> T:
-        """Call a function with the consumer, in its thread, and return what it returns."""
+        """Call a function with the consumer, in its thread, and return what it returns.
+
+        It uses the consumer that it is given: methods of this class would wait for themselves
+        there, and raise RuntimeError.
+        """
         return self._thread.call(lambda: function(self._consumer))
 
     def wait_for(self, next_number: int, channel: int = 1, timeout_s: float | None = None) -> None:
@@ -236,16 +263,12 @@ class BlockingConsumer:
         self._thread.run(self._consumer.wait_for(next_number, channel), timeout_s)
 
     def _take(self, message: MarketDataMessage) -> None:
-        events = self._events
-        if events is None:
+        if not self._has_reader:
             return
-        if events.is_full:
-            self._lost_count += 1
-            return
-        if self._lost_count:
-            events.put(EventsLostError(self._lost_count))
-            self._lost_count = 0
-        events.put(message)
+        if self._events.is_full:
+            self._events.lose()
+        else:
+            self._events.put(message)
 
 
 class BlockingDropCopy(BlockingIterator[CopiedReport]):

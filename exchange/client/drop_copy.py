@@ -4,7 +4,8 @@ Every report has a place: the sequence of its command, and its index among the r
 command. The feed can begin at any place back to the first, and says now and then up to which
 sequence everything was sent. `DropCopy.position` is behind what was handed over; who stores it
 with what he made of the reports goes on there, in this process or another, without a gap and
-without a duplicate.
+without a duplicate. It ends with an error when the feed, after a lost connection, is past the time
+of what it has sent and no longer has it: the venue's journal was set back.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from exchange.client.callbacks import call
 from exchange.client.errors import (
     ClientError,
     EpochChangedError,
+    JournalSetBackError,
     NotConnectedError,
     RequestEndedError,
 )
@@ -82,6 +84,8 @@ class DropCopy(OpenRequest):
         self._epoch = epoch
         given = DropCopyPosition(request.from_sequence, request.from_index)
         self._received = self._handed = given
+        self._known = (0, 0)
+        """Sequence and time of the newest command that the feed is known to have had."""
         self._queue: ArrivalQueue[CopiedReport | DropCopyMark] | None = None
         if sinks.on_report is None:
             self._queue = ArrivalQueue(self._release)
@@ -105,7 +109,7 @@ class DropCopy(OpenRequest):
         await waiter
 
     def close(self) -> None:
-        """End it; nothing comes any more, not even what is queued."""
+        """End it: no callback is called any more, an iterator still gives what is queued."""
         if self.is_open:
             self._desk.close(self)
             self._end(None)
@@ -129,6 +133,11 @@ class DropCopy(OpenRequest):
             self._desk.fail(self, EpochChangedError(epoch))
             return None
         self._epoch = epoch
+        state, (sequence, time_ns) = self._desk.state, self._known
+        assert state is not None, "nothing is asked before the feed has said where it is"
+        if state.sequence < sequence and state.time_ns > time_ns:
+            self._desk.fail(self, JournalSetBackError(f"sequence {sequence}"))
+            return None
         return msgspec.structs.replace(
             self._request,
             request_id=self.request_id,
@@ -163,6 +172,7 @@ class DropCopy(OpenRequest):
         if place < self._received:
             return
         self._received = DropCopyPosition(place.sequence, place.index + 1)
+        self._known = (report.sequence, report.time_ns)
         is_replayed = bool(copied.is_replayed)
         ids = (report.sequence, copied.index, copied.session_id, copied.number)
         self._put(CopiedReport(*ids, is_replayed, report))
@@ -173,6 +183,8 @@ class DropCopy(OpenRequest):
             self._handed = behind  # What is new begins here.
         self._accept()
         self._received = max(self._received, behind)
+        if mark.time_ns and mark.sequence > self._known[0]:
+            self._known = (mark.sequence, mark.time_ns)
         self._put(mark)
 
     def _accept(self) -> None:

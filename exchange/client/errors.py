@@ -30,6 +30,7 @@ __all__ = [
     "EpochChangedError",
     "EventsLostError",
     "FeedRejectError",
+    "JournalSetBackError",
     "KeyFileError",
     "LogOnRejectedError",
     "NotConnectedError",
@@ -311,6 +312,17 @@ class EpochChangedError(ClientError):
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
         super().__init__(f"the venue gives its numbers anew, in epoch {epoch}")
+
+
+class JournalSetBackError(ClientError):
+    """The venue's journal was set back, to a copy for instance, and its numbers were given again.
+
+    What was received before is not so any more, up to `last` at least, which was its last part.
+    """
+
+    def __init__(self, last: str) -> None:
+        self.last = last
+        super().__init__(f"the venue's journal was set back: it no longer has {last}")
 
 
 class OutcomeUnknownError(ClientError):

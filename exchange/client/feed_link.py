@@ -94,6 +94,7 @@ class FeedLink(Link):
                 try:
                     if number == stream.next_number and kind == DATA:
                         stream.next_number = number + count
+                        stream.last = packet
                         stream.give(packet)
                     else:
                         stream.take(kind, number, count, packet)

@@ -311,10 +311,12 @@ class FeedDesk:
         asyncio.get_running_loop().call_later(wait_s, self._send_again, self.link, request)
 
     def _send_again(self, link: FeedLink | None, request: OpenRequest) -> None:
-        if link is self.link and self._is_ready and request.request_id in self.requests:
+        if link is self.link and self._is_ready:
             self._send(request)
 
     def _send(self, request: OpenRequest) -> None:
+        if self.requests.get(request.request_id) is not request:
+            return  # It was closed meanwhile, perhaps by the end of another.
         assert self.link is not None, "a feed that has said its state is connected"
         assert self.state is not None
         message = request.message(self.link, self.state.epoch)

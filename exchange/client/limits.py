@@ -24,6 +24,7 @@ __all__ = [
     "JOIN_REPLAY_MAX",
     "LAG_SAMPLES_MAX",
     "LAG_WINDOW_NS",
+    "OVERLAP_MAX",
     "PENDING_MAX",
     "RECEIVE_BUFFER_SIZE",
     "RECOVERY_MAX_NS",
@@ -138,6 +139,10 @@ SNAPSHOT_SOURCES_MAX: Final = 4
 
 BEHIND_WAIT_S: Final = 0.25
 """Before a feed that reads its log and is not yet where it was is asked again."""
+
+OVERLAP_MAX: Final = 10_000
+"""Messages of a channel that a subscription to a part of it asks for again at most when it goes on:
+so that a reader of what is rarely said does not make the feed read a day of its log."""
 
 REFUSALS_MAX: Final = 100
 """How often one request is sent again to a feed that says to wait: with its budget, seconds."""

@@ -3,7 +3,8 @@
 What arrives goes to a callback: packets as bytes, or decoded messages; without one to a bounded
 queue, from which `async for` takes messages. While the queue is full nothing is read from the
 socket. Messages that a channel numbers come once each and none is left out; when the feed has to
-skip some because we are too slow, it says so, and a snapshot comes in their place.
+skip some because we are too slow, it says so, and a snapshot comes in their place. When the venue's
+journal was set back while there was no connection, the subscription ends with an error.
 """
 
 import asyncio
@@ -14,10 +15,15 @@ import msgspec
 
 from exchange.client.arrivals import ArrivalQueue
 from exchange.client.callbacks import call
-from exchange.client.errors import ClientError, NotConnectedError, RequestEndedError
+from exchange.client.errors import (
+    ClientError,
+    JournalSetBackError,
+    NotConnectedError,
+    RequestEndedError,
+)
 from exchange.client.feed_link import FeedLink, stream_key
 from exchange.client.feed_requests import FeedDesk, OpenRequest, RequestAnswer, StateMessage
-from exchange.client.streams import Stream
+from exchange.client.streams import Known, Stream
 from protocol.codes import SubscriptionForm, SubscriptionStart, TerminateCode
 from protocol.errors import RemoteProtocolError
 from protocol.feed import RequestEnd, Skipped, Subscribe, Subscribed
@@ -89,11 +95,14 @@ class Subscription(OpenRequest):
         self._stream = Stream(
             sinks.on_packet or self._decode,
             is_selection=is_part or subscribe.form != SubscriptionForm.ORDERS,
+            on_other=self._end_set_back,
         )
         self._events: set[int] = set()
         self._instruments: set[int] = set()
         """What has been listed, of a subscription to states."""
         self._link: FeedLink | None = None
+        self._goes_on = False
+        """Whether what was asked last goes on where the connection before has ended."""
 
     @property
     def channel(self) -> int:
@@ -110,7 +119,10 @@ class Subscription(OpenRequest):
         return self._stream.snapshot_is_open
 
     def close(self) -> None:
-        """End it; nothing comes any more, not even what is queued. Nothing happens when ended."""
+        """End it: no callback is called any more, an iterator still gives what is queued.
+
+        Nothing happens when it has ended.
+        """
         if self.is_open:
             self._desk.close(self)
             self._stop()
@@ -129,13 +141,18 @@ class Subscription(OpenRequest):
 
     # Called by the desk.
 
-    def message(self, link: FeedLink, epoch: int) -> Subscribe:
+    def message(self, link: FeedLink, epoch: int) -> Subscribe | None:
         self._link = link
-        return msgspec.structs.replace(self._resumed(epoch), request_id=self.request_id)
+        asked = self._resumed(epoch)
+        known = self._stream.known() if self._goes_on else None
+        if known is not None and self._is_gone(known):
+            self._desk.fail(self, self._set_back(known.number))
+            return None
+        return msgspec.structs.replace(asked, request_id=self.request_id)
 
     def take(self, answer: RequestAnswer) -> None:
         if isinstance(answer, Subscribed):
-            self._begin(answer)
+            answer = self._begin(answer)
         elif isinstance(answer, Skipped):
             self.skipped_count += 1
             self._stream.start(answer.next_number, has_snapshot=True)
@@ -172,6 +189,7 @@ class Subscription(OpenRequest):
     def _resumed(self, epoch: int) -> Subscribe:
         """What to ask for now, so that messages go on where they stopped."""
         asked, said = self.subscribe, self.subscribed
+        self._goes_on = False
         if said is None or self._has_states:
             return asked
         if said.epoch != epoch:
@@ -181,22 +199,41 @@ class Subscription(OpenRequest):
         if self.snapshot_is_open:
             start, number = SubscriptionStart.SNAPSHOT, 0
         else:
-            start, number = SubscriptionStart.NUMBER, self.next_number
+            start, number = SubscriptionStart.NUMBER, self._stream.go_on()
+            self._goes_on = True
         return msgspec.structs.replace(asked, start=start, from_number=number)
 
-    def _begin(self, subscribed: Subscribed) -> None:
-        """The feed has accepted it, for this connection."""
+    def _is_gone(self, known: Known) -> bool:
+        """Whether the feed is past the time of a message that came, and does not have it."""
+        state = self._desk.state
+        assert state is not None, "nothing is asked before the feed has said where it is"
+        return known.is_gone(dict(state.channels).get(self.channel, 1), state.time_ns)
+
+    def _begin(self, subscribed: Subscribed) -> Subscribed:
+        """The feed has accepted it, for this connection; what that means for the user."""
         assert isinstance(self.asked, Subscribe), "it answers what was asked"
+        if self._goes_on:
+            subscribed = msgspec.structs.replace(subscribed, next_number=self.next_number)
         self.subscribed = subscribed
         self.is_accepted = True
         if self._has_states:
             self._desk.listen_for_definitions(self._key)
         elif self._link is not None:
-            has_snapshot = self.asked.start == SubscriptionStart.SNAPSHOT
-            self._stream.start(subscribed.next_number, has_snapshot=has_snapshot)
+            if not self._goes_on:
+                has_snapshot = self.asked.start == SubscriptionStart.SNAPSHOT
+                self._stream.start(subscribed.next_number, has_snapshot=has_snapshot)
             self._link.streams[self._key] = self._stream
         if not self.accepted.done():
             self.accepted.set_result(None)
+        return subscribed
+
+    def _end_set_back(self, number: int) -> None:
+        """Another message has the number of one that came: end it, here and at the feed."""
+        self._desk.close(self)
+        self.finish(self._set_back(number))
+
+    def _set_back(self, number: int) -> JournalSetBackError:
+        return JournalSetBackError(f"message {number} of channel {self.channel}")
 
     def _stop(self) -> None:
         """Let nothing more through."""

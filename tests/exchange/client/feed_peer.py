@@ -84,6 +84,8 @@ class FeedPeer:
     def __init__(self, feed: Feed, port: int = 0) -> None:
         self.feed = feed
         self.epoch = EPOCH
+        self.time_ns = NOW
+        """Of the last command that it has read."""
         self.copies: list[DropCopyReport] = []
         """What drop copies carry, in order of position."""
         self.answers: dict[type, Answer] = {
@@ -308,7 +310,8 @@ class FeedLine(asyncio.Protocol):
             return
         self.send(LogOnAccepted(10, NOW, 0, 0, 1, 0, 0, log_on.keepalive_ms, 0, 0, 0))
         if self.peer.says_state:
-            self.send(FeedState(10, NOW, self.peer.epoch, [(1, self.peer.feed.next_number)]))
+            where = [(1, self.peer.feed.next_number)]
+            self.send(FeedState(10, self.peer.time_ns, self.peer.epoch, where))
         self._left = self.peer.cuts.pop(0) if self.peer.cuts else None
 
 

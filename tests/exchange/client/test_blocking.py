@@ -145,6 +145,57 @@ def test_a_hand_over_is_bounded_and_goes_on() -> None:
     assert told == ["room"]
 
 
+def test_what_was_left_out_is_told_in_its_place() -> None:
+    hand_over: HandOver[int] = HandOver(2)
+    for number in (1, 2):
+        hand_over.put(number)
+    hand_over.lose()
+    assert hand_over.take(None) == 1
+    assert hand_over.is_full, "one waits, and what was left out"
+    hand_over.lose()
+    assert hand_over.take(None) == 2
+    hand_over.put(5)
+    hand_over.lose()
+    with pytest.raises(EventsLostError, match=r"^2 events"):
+        hand_over.take(None)
+    assert hand_over.take(None) == 5
+    with pytest.raises(EventsLostError, match=r"^1 events"):
+        hand_over.take(None)
+
+
+def test_nobody_waits_for_a_loop_that_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks in the last moment, and whoever has asked before, is told."""
+    thread = LoopThread()
+    begun, refused = threading.Event(), threading.Event()
+    told: list[str] = []
+
+    async def wait() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    def call(ended: threading.Event) -> None:
+        with pytest.raises(NotConnectedError) as error:
+            thread.run(wait())
+        told.append(str(error.value))
+        ended.set()
+
+    close = thread.loop.close
+
+    def close_late() -> None:
+        threading.Thread(target=call, args=(refused,), daemon=True).start()
+        refused.wait(5.0)
+        close()
+
+    monkeypatch.setattr(thread.loop, "close", close_late)
+    waiter = threading.Thread(target=call, args=(threading.Event(),), daemon=True)
+    waiter.start()
+    begun.wait()
+    thread.stop()
+    waiter.join(5.0)
+    assert sorted(told) == ["it is closed", "it was closed meanwhile"]
+    thread.stop()
+
+
 @contextmanager
 def listening(publisher: Publisher) -> Iterator[BlockingConsumer]:
     with BlockingConsumer(GROUP, publisher.port, snapshots=False) as market:
@@ -175,6 +226,22 @@ def test_books_and_events_of_multicast() -> None:
         market.book("I1")
 
 
+def test_a_function_that_would_wait_for_itself_is_refused() -> None:
+    with Publisher(free_port()) as publisher, listening(publisher) as market:
+        for call in (lambda _: market.book("I1"), lambda _: market.close()):
+            with pytest.raises(RuntimeError, match="would wait for itself"):
+                market.read(call)
+        assert market.read(lambda _: "done") == "done", "nothing is held up"
+
+
+def test_events_of_what_is_closed() -> None:
+    with Publisher(free_port()) as publisher, listening(publisher) as market:
+        pass
+    assert list(market.events(timeout_s=5.0)) == []
+    ended = market.events()
+    assert list(ended) == [], "without a wait"
+
+
 def test_a_book_that_is_not_known_shows_nothing() -> None:
     feed = new_feed()
     packets = feed.pack(cut=10)
@@ -196,9 +263,9 @@ def test_a_slow_script_is_told_what_it_has_missed(monkeypatch: pytest.MonkeyPatc
         market.wait_for(feed.next_number, timeout_s=10.0)
         assert [next(events) for _ in range(10)] == expected[:10]
         assert market.read(lambda one: one.is_complete), "the books have all"
-        feed.random_commands(1)
-        publisher.send(*feed.pack(count + 1))
         with pytest.raises(EventsLostError) as lost:
             next(events)
-        assert lost.value.count == count - 10
+        assert lost.value.count == count - 10, "said at once, not with the next message"
+        feed.random_commands(1)
+        publisher.send(*feed.pack(count + 1))
         assert next(events) == feed.messages[count][1]
