@@ -244,8 +244,10 @@ class EventReader:
 
     def _offset_of(self, first: int, sequence: int) -> int:
         """Where to begin in a segment, to find the record that has the sequence."""
-        index = self._index(first) if sequence > first else None
-        offset = index.find_sequence(sequence) if index is not None else 0
+        if sequence <= first:
+            return SEGMENT_HEADER_SIZE
+        index = self._index(first)
+        offset = index.find_sequence(sequence) if index else self._scan(first, sequence)
         return offset or SEGMENT_HEADER_SIZE
 
     def _segment(self, first: int, offset: int) -> Iterator[EventRecord]:

@@ -18,6 +18,7 @@ from msgspec.msgpack import Decoder
 
 from exchange.feed.candles import ROW_WORDS, Bar, CandleStore, History
 from exchange.feed.market import ChannelState, InstrumentState, Market
+from journal.event_format import RecordHeader
 from protocol.base import NUMBER_MAX
 from protocol.books import LastTrade, OrderRow
 from protocol.codes import Side
@@ -28,7 +29,7 @@ from protocol.wire import encode
 __all__ = ["CheckpointError", "restore", "save"]
 
 MAGIC: Final = b"BRIERMKT"
-VERSION: Final = 1
+VERSION: Final = 2
 """Changes with any byte that `save` writes, and with any class that it writes."""
 
 _DIGEST_SIZE: Final = 32
@@ -69,6 +70,7 @@ class _History(Struct, array_like=True):
 class _Body(Struct, array_like=True):
     epoch: int
     sequence: int
+    last_header: RecordHeader | None
     time_ns: int
     reference_number: int
     references: list[ReferenceMessage]
@@ -87,6 +89,7 @@ def save(market: Market) -> bytes:
         _Body(
             market.epoch,
             market.sequence,
+            market.last_header,
             market.time_ns,
             market.directory.next_number,
             list(market.directory.messages()),
@@ -112,7 +115,8 @@ def restore(data: bytes) -> Market:
     except (DecodeError, ValidationError) as error:
         raise CheckpointError(f"not what this build writes: {error}") from None
     market = Market(body.epoch)
-    market.sequence, market.time_ns = body.sequence, body.time_ns
+    market.sequence, market.last_header = body.sequence, body.last_header
+    market.time_ns = body.time_ns
     for reference in body.references:
         market.directory.take(reference)
     market.directory.next_number = body.reference_number

@@ -14,7 +14,7 @@ from msgspec import Raw
 
 from exchange.feed.directory import Directory
 from exchange.feed.history import History
-from exchange.feed.limits import PAGE_SIZE_MAX, RECENT_SIZE_MAX
+from exchange.feed.limits import LOOK_SIZE_MAX, PAGE_SIZE_MAX, RECENT_SIZE_MAX
 from exchange.feed.pieces import join, message_frame
 from journal import PrivateEvent
 from protocol.codes import DropCopyScope, Role
@@ -168,7 +168,7 @@ class DropCopy:
             return len(piece)
         if self._sequence >= self._recent.first_sequence:
             return self._send_recent()
-        page = await self._history.private(self._sequence, self._index, size_max=PAGE_SIZE_MAX)
+        page = await self._history.private(self._sequence, self._index, size_max=LOOK_SIZE_MAX)
         # The page may reach further than the market did: whose a session is must be known.
         self._connection.streams.flush()
         end = (page.next_sequence, page.next_index)

@@ -2,9 +2,9 @@
 
 Records come over TCP, are checked, and are written as a venue writes them, on a thread; the tail of
 the copy then hands them on as it does beside a venue. After a loss it goes on with the last record
-that it has: that must be the same upstream, or the logs are not one. The copy may be cut off
-anywhere; what is missing comes again. How much waits to be written is bounded: while the disk is
-behind, nothing is read from the connection.
+with events that it has: that must be the same upstream, or the logs are not one. The copy may be
+cut off anywhere; what is missing comes again. How much waits to be written is bounded: while
+the disk is behind, nothing is read from the connection.
 """
 
 import asyncio
@@ -29,6 +29,7 @@ from journal import (
     Storage,
     split_records,
 )
+from journal.event_format import RecordHeader
 from journal.storage import TEMPORARY_SUFFIX, write_durably
 from protocol.feed import FeedState
 
@@ -53,18 +54,20 @@ _Result = TypeVar("_Result")
 
 
 class _Copy(NamedTuple):
-    """What a start finds: the log, open for writing, its epoch (0: none), and its last record."""
+    """What a start finds: the log, open for writing, its epoch (0: none), and the header of its
+    last record with events (None: there is none)."""
 
     event_log: EventLog
     epoch: int
-    last_content: bytes
+    last_header: RecordHeader | None
 
 
 class FollowerSource(TailSource):
     """A `Source` that asks an upstream feed for its log and keeps it in `folder`/events.
 
     `folder` is made if it is missing (its parent must exist); the epoch is kept beside events/.
-    The key needs the role ADMIN upstream. Reconnects for ever, and goes on by sequence. With a copy
+    `from_sequence`, `last_header` and `epoch` are of a checkpoint, as those of `LocalSource`. The
+    key needs the role ADMIN upstream. Reconnects for ever, and goes on by sequence. With a copy
     that reaches `from_sequence` - 1 the source is open without the feed upstream.
     """
 
@@ -78,10 +81,11 @@ class FollowerSource(TailSource):
         log: Log,
         *,
         from_sequence: int = 1,
+        last_header: RecordHeader | None = None,
         epoch: int = 0,
     ) -> None:
         events = FolderStorage(folder / EVENTS_FOLDER, is_read_only=True)
-        super().__init__(events, sink, log, from_sequence - 1)
+        super().__init__(events, sink, log, from_sequence - 1, last_header)
         self.epoch = epoch
         self._path = folder
         self._folder: FolderStorage | None = None
@@ -92,8 +96,8 @@ class FollowerSource(TailSource):
         self._upstream: Upstream | None = None
         self._upstream_sequence = 0  # the last that the feed upstream is known to have
         self._sequence = 0  # of the last record that has come
-        self._last_content = b""  # that record
-        self._is_compared = False  # on this connection, with what is upstream
+        self._last_header: RecordHeader | None = None  # of the last one with events
+        self._compared_sequence = 0  # up to here what is upstream is ours, on this connection
         self._queue: list[EventRecord] = []
         self._queue_size = 0
         self._has_news = asyncio.Event()
@@ -144,9 +148,10 @@ class FollowerSource(TailSource):
             return 0
         self.epoch = state.epoch
         self._is_opened.set()
-        self._is_compared = not self._sequence
+        last = self._last_header
+        self._compared_sequence = last.first_sequence - 1 if last is not None else 0
         self.log.info("upstream_connected", sequence=state.sequence, epoch=state.epoch)
-        return max(self._sequence, 1)
+        return self._compared_sequence + 1
 
     def upstream_moved(self, state: FeedState) -> None:
         """See UpstreamOwner."""
@@ -161,15 +166,16 @@ class FollowerSource(TailSource):
         if len(records) != 1 or taken != len(content):
             return f"the record of sequence {sequence} is not whole"
         header = records[0].header
-        if not self._is_compared:
-            self._is_compared = True
-            if content != self._last_content:
-                self._fail_as_other(f"the record that ends at sequence {self._sequence} differs")
+        if self._compared_sequence < self._sequence:
+            if not self._is_ours(header):
+                self._fail_as_other(f"the record of sequence {header.first_sequence} differs")
+            self._compared_sequence = header.last_sequence
             return ""
         if header.first_sequence != self._sequence + 1:
             return f"a record of sequence {header.first_sequence} follows {self._sequence}"
-        self._sequence = header.last_sequence
-        self._last_content = content
+        self._sequence = self._compared_sequence = header.last_sequence
+        if header.size:
+            self._last_header = header
         self._queue.append(records[0])
         self._queue_size += len(content)
         self._has_news.set()
@@ -178,6 +184,15 @@ class FollowerSource(TailSource):
         return ""
 
     # Inside.
+
+    def _is_ours(self, header: RecordHeader) -> bool:
+        """Whether a record from upstream is in the copy: behind the last one with events are only
+        some without."""
+        last = self._last_header
+        if last is not None and self._compared_sequence < last.first_sequence:
+            return header == last
+        follows = header.first_sequence == self._compared_sequence + 1
+        return follows and not header.size and header.last_sequence <= self._sequence
 
     async def _wait_opened(self) -> None:
         await self._is_opened.wait()
@@ -191,7 +206,7 @@ class FollowerSource(TailSource):
             text = f"the epoch of the copy is {copy.epoch}, what was read has {self.epoch}"
             raise FeedFailure(DAMAGED, text, is_other_log=True)
         self._event_log = copy.event_log
-        self._last_content = copy.last_content
+        self._last_header = copy.last_header
         self._sequence = copy.event_log.position.sequence
         self.epoch = copy.epoch or self.epoch
         if copy.epoch:
@@ -282,11 +297,19 @@ def _open_copy(path: Path, folder: Storage) -> _Copy:
     event_log = EventLog.open(storage)
     event_log.resume()
     position = event_log.position
-    last_content = b""
-    if position.sequence:
-        reader = EventReader(storage, position)
-        last_content = next(reader.records(position.sequence)).content
-    return _Copy(event_log, _read_epoch(path / EPOCH_NAME, position.sequence), last_content)
+    epoch = _read_epoch(path / EPOCH_NAME, position.sequence)
+    return _Copy(event_log, epoch, _last_header(EventReader(storage, position), position.sequence))
+
+
+def _last_header(reader: EventReader, sequence: int) -> RecordHeader | None:
+    """Header of the last record with events up to the end at this sequence."""
+    span, found = 1, None
+    while found is None and span < 2 * sequence:
+        # Few in a row have none, so it is looked for from near the end, then from further away.
+        for header, events in reader.records(max(sequence - span, 1)):
+            found = header if events else found
+        span *= 2
+    return found
 
 
 def _read_epoch(path: Path, sequence: int) -> int:

@@ -55,6 +55,10 @@ PAGE_SIZE_MAX: Final = 19 * 1024
 """Bytes that are asked of the history for one piece: even of the smallest packets, the frames'
 headers fit beside them."""
 
+LOOK_SIZE_MAX: Final = 4 * 1024
+"""Bytes of a page in which it is looked for what somebody wants: some 90 messages, each of which is
+decoded."""
+
 STEPS_MAX: Final = 2
 STEP_NS_MAX: Final = 500_000
 """Connections that catch up in one turn of the loop, and after how long one gives the loop to the

@@ -17,6 +17,7 @@ from msgspec.msgpack import Decoder
 from exchange.feed.candles import CandleStore
 from exchange.feed.directory import Directory
 from journal import EventRecord
+from journal.event_format import RecordHeader
 from protocol.books import Book
 from protocol.market_data import (
     EventDefinition,
@@ -129,6 +130,8 @@ class Market:
         """Of the channels' numbers, as the venue's packets have it."""
         self.sequence = 0
         """Of the last command whose events were applied."""
+        self.last_header: RecordHeader | None = None
+        """Of the last record that had events: says which history this is."""
         self.time_ns = 0
         """Of the last command that had an event."""
         self.channels: dict[int, ChannelState] = {}
@@ -187,6 +190,8 @@ class Market:
                 self.directory.apply(number, events[offset + _HEAD_SIZE : end])
             offset = end
         self.sequence = header.last_sequence
+        if size:
+            self.last_header = header
         self.time_ns = time_ns
         if self._touched or self._traded:
             self._note()

@@ -105,7 +105,7 @@ def _source(feed: "Feed") -> Iterator[Metric]:
         source.is_connected,
     )
     yield gauge(
-        "brier_feed_lag_commands", "Commands that are in the log and not applied.", source.lag
+        "brier_feed_lag_commands", "Commands that are in the log and not applied.", feed.lag
     )
     yield counter("brier_feed_records_total", "Records applied.", streams.record_count)
     yield counter("brier_feed_record_bytes_total", "Bytes of them.", streams.record_size)

@@ -42,11 +42,6 @@ class RingBudget:
         self._size_max = size_max
         self._rings: dict[Ring, None] = {}
 
-    @property
-    def ring_count(self) -> int:
-        """Rings that are in use."""
-        return len(self._rings)
-
     def enter(self, ring: "Ring") -> None:
         """A ring begins."""
         self._rings[ring] = None

@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+from collections.abc import Callable
 from typing import Final
 
 from exchange.feed.connection import Connection
@@ -35,14 +36,16 @@ class FeedServer:
         streams: Streams,
         loop: asyncio.AbstractEventLoop,
         log: Log,
+        fail: Callable[[BaseException], None],
         connections_max: int = CONNECTIONS_MAX,
     ) -> None:
+        """`fail` is called when something is wrong here that no client can cause."""
         self.streams = streams
         self.now_ns = streams.now_ns
         self.loop = loop
         self.log = log
         self.steps = asyncio.Semaphore(STEPS_MAX)
-        self.ended: asyncio.Future[BaseException] = loop.create_future()
+        self.fail = fail
         self.connections: dict[Connection, None] = {}  # in the order in which they came
         self.log_on_count = 0
         self.log_on_reject_counts: dict[int, int] = {}  # by code
@@ -155,11 +158,6 @@ class FeedServer:
         self._ended.pop(connection, None)
         if not self.connections:
             self._empty.set()
-
-    def fail(self, error: BaseException) -> None:
-        """Something is wrong here that no client can cause: the process ends."""
-        if not self.ended.done():
-            self.ended.set_result(error)
 
     @property
     def entered_count(self) -> int:

@@ -77,6 +77,8 @@ class Feed:
         data.mkdir(mode=0o700, exist_ok=True)
         self.log = log
         self.config = config
+        self.ended: asyncio.Future[BaseException] = loop.create_future()
+        """Done when something is wrong here that nobody outside can cause: the process ends."""
         self.saved_count = 0
         self.saved = SavedMarket(data / FEED_FOLDER)
         self._loop = loop
@@ -94,6 +96,11 @@ class Feed:
     def now_ns(self) -> int:
         """Time for frames and keepalives: UTC at the start, and never back from there."""
         return self._base_ns + self._clock.monotonic_ns()
+
+    @property
+    def lag(self) -> int:
+        """Commands that may be read and are not applied."""
+        return self.source.lag + self.source.sequence - self.streams.market.sequence
 
     async def start(self) -> None:
         """Apply everything that is in the log. Raises FeedFailure."""
@@ -122,6 +129,13 @@ class Feed:
             content = save(self.streams.market)
             self._saving = self._loop.run_in_executor(None, self.saved.write, content)
             self._saving.add_done_callback(self._on_saved)
+
+    def fail(self, error: BaseException) -> None:
+        """End it: nothing of what it has may be saved or served any more."""
+        if not self.ended.done():
+            is_known = isinstance(error, AssertionError | OSError)
+            known = error if is_known else AssertionError(f"{type(error).__name__}: {error}")
+            self.ended.set_result(known)
 
     async def stop(self) -> None:
         """Save the market; nothing more is applied. `close` follows."""
@@ -158,6 +172,7 @@ class Feed:
         market = self._market
         sequence = market.sequence + 1 if market is not None else 1
         epoch = market.epoch if market is not None else 0
+        last_header = market.last_header if market is not None else None
         upstream = self.config.feed.upstream
         if upstream is None:
             return LocalSource(
@@ -166,6 +181,7 @@ class Feed:
                 self.take,
                 self.log,
                 from_sequence=sequence,
+                last_header=last_header,
                 epoch=epoch,
             )
         assert key is not None, "who follows has a key"
@@ -177,6 +193,7 @@ class Feed:
             self.take,
             self.log,
             from_sequence=sequence,
+            last_header=last_header,
             epoch=epoch,
         )
 
@@ -205,13 +222,18 @@ async def _serve(config: FeedConfig, key: Ed25519PrivateKey | None, log: Log) ->
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _finish, stopped)
     feed = Feed(config, key, log, loop)
+    # From the first record on: what fails in a callback must not be served.
+    loop.set_exception_handler(lambda _, context: _on_exception(feed, context))
     try:
         if not await _start(feed, stopped):
             return STOPPED
         await _run(feed, stopped)
         await feed.stop()
+    except AssertionError:
+        feed.saved.remove()  # The market may be what does not fit: the next start makes it anew.
+        raise
     except FeedFailure as failure:
-        if failure.is_other_log:
+        if failure.is_other_log or failure.exit_code == ASSERTION:
             feed.saved.remove()
         raise
     finally:
@@ -227,11 +249,18 @@ def _finish(future: "asyncio.Future[None]") -> None:
 
 
 async def _start(feed: Feed, stopped: "asyncio.Future[None]") -> bool:
-    """Catch up with the log; False when told to stop before."""
+    """Catch up with the log; False when told to stop before. Raises what has failed."""
     starting = asyncio.ensure_future(feed.start())
-    await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
+    waited = (starting, stopped, feed.ended)
+    await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+    if feed.ended.done():
+        starting.cancel()
+        raise feed.ended.result()
     if starting.done():
         starting.result()
+        # The last records may still wait for the end of the turn.
+        feed.streams.flush()
+        assert feed.lag == feed.source.lag, "what was handed on is applied"
         return True
     starting.cancel()
     return False
@@ -244,18 +273,17 @@ async def _run(feed: Feed, stopped: "asyncio.Future[None]") -> None:
     connections_max = files - REFUSALS_MAX - DESCRIPTORS_RESERVED
     if connections_max < 1:
         raise ConfigError(f"{files} open files are too few; raise the limit (ulimit -n)")
-    server = FeedServer(feed.streams, loop, feed.log, connections_max)
-    loop.set_exception_handler(lambda _, context: _on_exception(server, context))
+    server = FeedServer(feed.streams, loop, feed.log, feed.fail, connections_max)
     with ExitStack() as doors:
         door = await _open_doors(feed, server, doors)
-        waited = (stopped, server.ended, feed.source.ended)
+        waited = (stopped, feed.ended, feed.source.ended)
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         notify("STOPPING=1")
         door.close()
         server.say_goodbye()
         await server.wait_empty(DRAIN_WAIT_S)
-    if server.ended.done():
-        raise server.ended.result()
+    if feed.ended.done():
+        raise feed.ended.result()
     if feed.source.ended.done():
         raise feed.source.ended.result()
 
@@ -318,10 +346,10 @@ def _say_ready(feed: Feed, door: asyncio.Server, metrics: tuple[str, int]) -> No
     notify("READY=1")
 
 
-def _on_exception(server: FeedServer, context: dict[str, object]) -> None:
+def _on_exception(feed: Feed, context: dict[str, object]) -> None:
     """What nobody caught: the world's errors are logged, ours end the process."""
     error = context.get("exception")
     if isinstance(error, OSError):
-        server.log.error("os_error", what=str(error), where=str(context.get("message")))
+        feed.log.error("os_error", what=str(error), where=str(context.get("message")))
         return
-    server.fail(AssertionError(f"{context.get('message')}: {error!r}"))
+    feed.fail(AssertionError(f"{context.get('message')}: {error!r}"))

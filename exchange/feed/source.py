@@ -2,7 +2,7 @@
 
 The venue says over a local socket how far its log may be read. It may be away, and comes back: what
 was read stays, and the feed goes on serving it. What cannot be is that another log comes back, or
-one that ends before what was read: then the process ends, and the next one begins anew.
+one that has not what was read: then the process ends, and the next one begins anew.
 """
 
 import asyncio
@@ -12,9 +12,10 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
-from exchange.feed.tail import EventTail, RecordSink
+from exchange.feed.tail import EventTail, OtherLogError, RecordSink
 from exchange.logs import Log
 from journal import EventPosition, FolderStorage, JournalError, Position, decode_position
+from journal.event_format import RecordHeader
 from journal.position import POSITION_SIZE
 
 __all__ = ["FeedFailure", "LocalSource", "RecordSink", "Source", "TailSource"]
@@ -32,8 +33,8 @@ STORAGE_FAILED: Final = 74
 class FeedFailure(Exception):
     """The feed cannot go on; the text is one line, the code that of the process.
 
-    `is_other_log`: what was read before belongs to another log (the epoch changed, or the log ends
-    before what was read): a checkpoint must be removed before the process ends, so that the next
+    `is_other_log`: what was read before belongs to another log (the epoch changed, or the log has
+    not what was read): a checkpoint must be removed before the process ends, so that the next
     start reads from the beginning. `__cause__` is the exception behind it, if there was one.
     """
 
@@ -97,10 +98,17 @@ class Source(Protocol):
 class TailSource:
     """What both sources have in common: a tail, the tasks around it, and how it all ends."""
 
-    def __init__(self, events: FolderStorage, sink: RecordSink, log: Log, sequence: int) -> None:
+    def __init__(
+        self,
+        events: FolderStorage,
+        sink: RecordSink,
+        log: Log,
+        sequence: int,
+        last_header: RecordHeader | None,
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[FeedFailure] = loop.create_future()
-        self.tail = EventTail(events, sink, log, sequence)
+        self.tail = EventTail(events, sink, log, sequence, last_header)
         self.log = log
         self.is_closed = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -166,6 +174,8 @@ class TailSource:
             return
         if isinstance(error, FeedFailure):
             failure = error
+        elif isinstance(error, OtherLogError):
+            failure = FeedFailure(DAMAGED, str(error), is_other_log=True)
         elif isinstance(error, JournalError):
             failure = FeedFailure(error.exit_code, str(error))
         elif isinstance(error, OSError):
@@ -181,9 +191,10 @@ class LocalSource(TailSource):
     """A `Source` over the data folder of a venue on this host.
 
     `events` is the folder of the event log, `position` the path of the venue's socket. Records are
-    handed on from the one that begins with `from_sequence` on. With `epoch` (of a checkpoint) the
-    source is open as soon as the log has what is below, although the venue may be away; with 0 it
-    waits for the venue. An exception of the sink ends it, with exit code 65.
+    handed on from the one that begins with `from_sequence` on; `last_header` is that of the last
+    record with events below, None when there is none: the log must have it. With `epoch` (of a
+    checkpoint) the source is open as soon as the log has what is below, although the venue may be
+    away; with 0 it waits for the venue. An exception of the sink ends it, with exit code 65.
     """
 
     def __init__(
@@ -194,9 +205,11 @@ class LocalSource(TailSource):
         log: Log,
         *,
         from_sequence: int = 1,
+        last_header: RecordHeader | None = None,
         epoch: int = 0,
     ) -> None:
-        super().__init__(FolderStorage(events, is_read_only=True), sink, log, from_sequence - 1)
+        storage = FolderStorage(events, is_read_only=True)
+        super().__init__(storage, sink, log, from_sequence - 1, last_header)
         self.epoch = epoch
         self._path = position
         self._line: _PositionLine | None = None
@@ -236,7 +249,7 @@ class LocalSource(TailSource):
         self._is_opened.set()
         if is_first:
             self.log.info("venue_connected", sequence=position.sequence, epoch=position.epoch)
-            # It may have been started anew, and have mended its log.
+            # It may have been started anew, and have mended its log, or have got an older one back.
             self.tail.look_again()
         self.tail.allow(
             EventPosition(position.sequence, position.events_segment, position.events_offset)

@@ -37,7 +37,7 @@ BEAT_CHECK_S: Final = 0.05
 
 MICROSECOND_NS: Final = 1_000
 
-FLUSH_SIZE: Final = 64 * 1024
+FLUSH_SIZE: Final = 128 * 1024
 """Bytes of records after which it is not waited for the end of the turn: a few ms of work."""
 
 

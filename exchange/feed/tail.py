@@ -4,6 +4,8 @@ It reads in blocks. What is in memory, as the end of a log that is being written
 once; what only the disk has is read on a thread, so that a slow disk holds nobody up. After a slice
 of time the loop gets its turn. Files are found by sequence: when one is not as it must be, as for
 a moment while a starting venue mends its log, the tail looks for its place again, for a while.
+Whenever it looks for its place, what was read last must still be in front of it: a log that was put
+back and has grown again is another one, though it has the same sequences.
 """
 
 import asyncio
@@ -25,13 +27,14 @@ from journal import (
 from journal.event_format import (
     RECORD_HEADER_SIZE,
     SEGMENT_HEADER_SIZE,
+    RecordHeader,
     decode_record_header,
     is_segment_header,
     segment_name,
 )
 from journal.storage import File
 
-__all__ = ["EventTail", "RecordSink"]
+__all__ = ["EventTail", "OtherLogError", "RecordSink"]
 
 BLOCK_SIZE: Final = 256 * 1024
 """Bytes that are read at once: a quarter of a ms of checking, four if all records are the smallest.
@@ -51,11 +54,27 @@ RecordSink = Callable[[EventRecord], None]
 _Result = TypeVar("_Result")
 
 
+class OtherLogError(Exception):
+    """What was read is not in the log; `is_certain`: other records are there in its place."""
+
+    def __init__(self, text: str, *, is_certain: bool) -> None:
+        super().__init__(text)
+        self.is_certain = is_certain
+
+
 class EventTail:
     """See the module. Made on the loop; `run` is its one task."""
 
-    def __init__(self, storage: Storage, sink: RecordSink, log: Log, sequence: int) -> None:
-        """Records are handed on from the one that begins behind `sequence`."""
+    def __init__(
+        self,
+        storage: Storage,
+        sink: RecordSink,
+        log: Log,
+        sequence: int,
+        last_header: RecordHeader | None,
+    ) -> None:
+        """Records are handed on from the one that begins behind `sequence`; `last_header` is that
+        of the last record up to there that has events, None when none has."""
         self.until = EventPosition(sequence, 0, 0)
         """How far may be read."""
         self.position = EventPosition(sequence, 0, 0)
@@ -64,6 +83,7 @@ class EventTail:
         """First sequences of the segments up to there."""
         self.generation = 0
         """Counts how often `segments` was not a continuation of what it was."""
+        self._last_header = last_header
         self._storage = storage
         self._sink = sink
         self._log = log
@@ -94,14 +114,16 @@ class EventTail:
             await waiter
 
     async def run(self) -> None:
-        """Hand records on for ever. Raises JournalDamaged or OSError when it stays impossible."""
+        """Hand records on for ever. Raises JournalDamaged or OSError when it stays impossible, and
+        OtherLogError when the log has not what was read."""
         trouble_count = 0
         while True:
             try:
                 records = await self._next_records()
-            except (JournalDamaged, OSError) as error:
+            except (JournalDamaged, OSError, OtherLogError) as error:
+                is_certain = isinstance(error, OtherLogError) and error.is_certain
                 trouble_count += 1
-                if trouble_count > TROUBLE_MAX:
+                if is_certain or trouble_count > TROUBLE_MAX:
                     raise
                 if trouble_count == 1:
                     self._log.error("event_log_trouble", what=str(error))
@@ -130,8 +152,10 @@ class EventTail:
             elif self.position.sequence >= self.until.sequence:
                 await self._news.wait()
             else:
-                break
-        records = await self._read()
+                records = await self._read()
+                # Of files that may be others by now nothing is taken.
+                if not self._is_lost:
+                    break
         if records[0].header.first_sequence != self.position.sequence + 1:
             raise self._damage(f"a record of sequence {records[0].header.first_sequence}")
         return records
@@ -142,7 +166,8 @@ class EventTail:
         self._close_file()
         reader = EventReader(self._storage)
         sequence = self.position.sequence
-        self.position = await self._in_thread(lambda: reader.end_of(sequence))
+        find = partial(_find_end, reader, sequence, self._last_header)
+        self.position = await self._in_thread(find)
         segments = await self._in_thread(reader.segments) if sequence else []
         segments = [first for first in segments if first <= sequence]
         if segments != self.segments:
@@ -198,6 +223,8 @@ class EventTail:
             _, segment, offset = self.position
             sequence = record.header.last_sequence
             self.position = EventPosition(sequence, segment, offset + record.size)
+            if record.events:
+                self._last_header = record.header
             self._sink(record)
             if monotonic_ns() >= slice_end_ns:
                 self._tell_waiters()
@@ -245,6 +272,48 @@ class EventTail:
 
     async def _in_thread(self, job: Callable[[], _Result]) -> _Result:
         return await self._loop.run_in_executor(self._thread, job)
+
+
+def _find_end(
+    reader: EventReader, sequence: int, last_header: RecordHeader | None
+) -> EventPosition:
+    """Where the record ends whose last sequence this is, and `last_header` that of the last record
+    with events up to there. Raises OtherLogError, OSError.
+
+    A record without events is the same in many logs; in one with events is the time of each, so
+    that its checksum says whether this is the history that was read.
+    """
+    try:
+        found = _last_header(reader, sequence, last_header)
+        end = reader.end_of(sequence)
+    except JournalDamaged as error:
+        raise OtherLogError(str(error), is_certain=False) from error
+    if found != last_header:
+        raise _other(last_header.first_sequence if last_header is not None else 1)
+    return end
+
+
+def _last_header(
+    reader: EventReader, sequence: int, last_header: RecordHeader | None
+) -> RecordHeader | None:
+    """Header of the last record with events up to a sequence, looked for from where it must be."""
+    if not sequence:
+        return None
+    found = None
+    first = last_header.first_sequence if last_header is not None else 1
+    for header, events in reader.records(first):
+        if events and header != last_header:
+            raise _other(header.first_sequence)
+        if events:
+            found = header
+        if header.last_sequence >= sequence:
+            break
+    return found
+
+
+def _other(sequence: int) -> OtherLogError:
+    text = f"the record of sequence {sequence} is not the one that was read: it is another log"
+    return OtherLogError(text, is_certain=True)
 
 
 def _size_of_record(content: bytes | memoryview) -> int:

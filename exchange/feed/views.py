@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from exchange.feed.history import History
-from exchange.feed.limits import PAGE_SIZE_MAX
+from exchange.feed.limits import LOOK_SIZE_MAX, PAGE_SIZE_MAX
 from exchange.feed.pieces import Sent, join, log_frames, packet_frame
 from exchange.feed.ring import Ring, RingBudget
 from exchange.feed.selection import Index, Numbered, Selection, number_messages, pack_selected
@@ -189,7 +189,7 @@ class SelectionReader:
         next_number = number
         while next_number < until and not (messages and messages[-1].is_last):
             found = await self._history.packets(
-                self._whole.channel, next_number, size_max=PAGE_SIZE_MAX
+                self._whole.channel, next_number, size_max=LOOK_SIZE_MAX
             )
             new = number_messages(found.packets)
             messages += [one for one in new if next_number <= one.number < until]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple
 from zlib import crc32
 
 from journal import EventLog, Storage, run_inline
-from journal.event_format import ENTRY_HEAD, entries
+from journal.event_format import ENTRY_HEAD, RecordHeader, entries
 from journal.memory import MemoryStorage
 
 SEGMENT_SIZE = 1024
@@ -25,6 +26,12 @@ class Batch(NamedTuple):
     @property
     def last_sequence(self) -> int:
         return self.first_sequence + self.command_count - 1
+
+    @property
+    def header(self) -> RecordHeader:
+        """That of its record in the log of events."""
+        first_sequence, command_count, rules_version, events, events_crc = self
+        return RecordHeader(rules_version, first_sequence, command_count, len(events), events_crc)
 
 
 def make_batches(
@@ -62,6 +69,28 @@ def _event(
     length = ENTRY_HEAD.size + len(payload)
     head = ENTRY_HEAD.pack(length, kind, 0, channel, session, 1, number, sequence, 7)
     return head + payload
+
+
+def with_events(batch: Batch, events: bytes) -> Batch:
+    """The same commands of another history."""
+    events_crc = crc32(b"".join(entry.payload for entry in entries(events)))
+    return batch._replace(events=events, events_crc=events_crc)
+
+
+def other_history(batches: Sequence[Batch], fork: int) -> list[Batch]:
+    """The same up to `fork`; from there on other payloads, everything else as it was."""
+    others = []
+    for batch in batches[fork:]:
+        events = [
+            entry._replace(payload=entry.payload[::-1] + b"!") for entry in entries(batch.events)
+        ]
+        others.append(with_events(batch, b"".join(entry.encode() for entry in events)))
+    return [*batches[:fork], *others]
+
+
+def last_header_of(batches: Sequence[Batch]) -> RecordHeader | None:
+    """Header of the last record with events."""
+    return next((batch.header for batch in reversed(batches) if batch.events), None)
 
 
 def run(

@@ -299,7 +299,8 @@ class Desk:
         self.feed = Feed(config, None, log, self.loop)
         await self.feed.start()
         await until(lambda: self.feed.source.sequence == self.truth.sequence)
-        self.server = FeedServer(self.feed.streams, self.loop, log, self._connections_max)
+        streams, fail = self.feed.streams, self.feed.fail
+        self.server = FeedServer(streams, self.loop, log, fail, self._connections_max)
         self.server.start()
 
     def close(self) -> None:

@@ -55,6 +55,7 @@ def says(market: Market) -> list[object]:
     derived = Derived(market)
     found: list[object] = [
         market.sequence,
+        market.last_header,
         market.time_ns,
         market.epoch,
         public_digest(one.book for one in market.instruments.values()),
@@ -80,10 +81,13 @@ def test_a_restored_market_is_the_same_and_goes_on_the_same() -> None:
     print(f"seed {seed}")
     truth = Truth(seed)
     market = a_market(truth, 600)
+    market.apply(truth.record())
     data = save(market)
     again = restore(data)
     assert save(again) == data
     assert says(again) == says(market)
+    assert again.last_header is not None
+    assert again.last_header.last_sequence == again.sequence - 1, "the last record has no event"
     for _ in range(5):
         go_on(truth, [market, again], 50)
         assert says(again) == says(market)
@@ -140,13 +144,15 @@ def test_what_is_not_whole_is_refused() -> None:
 
 def test_another_build_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = save(a_market(Truth(2), 50))
-    monkeypatch.setattr(checkpoint, "VERSION", 2)
-    with pytest.raises(CheckpointError, match="version 1 with magic b'BRIERMKT'"):
+    monkeypatch.setattr(checkpoint, "VERSION", 3)
+    with pytest.raises(CheckpointError, match="version 2 with magic b'BRIERMKT'"):
         restore(data)
 
 
 def test_a_body_of_another_shape_is_refused() -> None:
     body = b"\x91\x01"
-    header = checkpoint._HEADER.pack(checkpoint.MAGIC, 1, 0, checkpoint._digest(body))
+    header = checkpoint._HEADER.pack(
+        checkpoint.MAGIC, checkpoint.VERSION, 0, checkpoint._digest(body)
+    )
     with pytest.raises(CheckpointError, match="not what this build writes"):
         restore(header + body)

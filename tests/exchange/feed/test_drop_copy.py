@@ -170,7 +170,7 @@ async def test_a_slow_reader_has_everything_once(tmp_path: Path, first: int) -> 
             make_reports(desk, 20)
             await desk.settle()
             other.read()
-        assert reader.connection.is_blocked
+        await until(lambda: reader.connection.is_blocked)  # The past is read on a thread.
         writes = reader.transport.write_count
         make_reports(desk, 20)
         await desk.settle()

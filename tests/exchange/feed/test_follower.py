@@ -4,7 +4,7 @@ process or the disk breaks off; and another log is told from the same one."""
 import asyncio
 import errno
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,14 @@ from journal.storage import FolderFile
 from protocol.codes import RejectCode
 from tests.exchange.feed.loops import PATIENCE_S, on_both_loops, until
 from tests.exchange.feed.upstream_peer import UpstreamPeer, content_of
-from tests.journal.event_life import Batch, images_of, make_batches
+from tests.journal.event_life import (
+    Batch,
+    images_of,
+    last_header_of,
+    make_batches,
+    other_history,
+    with_events,
+)
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 EPOCH = 5 << 20
@@ -42,9 +49,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Copy:
-    """A follower and what it has handed on."""
+    """A follower and what it has handed on; `read` was read by another life of it."""
 
-    def __init__(self, folder: Path, port: int, from_sequence: int = 1, epoch: int = 0) -> None:
+    def __init__(self, folder: Path, port: int, read: Sequence[Batch] = (), epoch: int = 0) -> None:
         self.folder = folder
         self.records: list[EventRecord] = []
         self.lines: list[str] = []
@@ -55,7 +62,8 @@ class Copy:
             KEY,
             self.records.append,
             Log(lambda: 0, self.lines.append),
-            from_sequence=from_sequence,
+            from_sequence=read[-1].last_sequence + 1 if read else 1,
+            last_header=last_header_of(read),
             epoch=epoch,
         )
 
@@ -84,8 +92,10 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @asynccontextmanager
-async def copying(peer: UpstreamPeer, folder: Path, sequence: int = 1) -> AsyncIterator[Copy]:
-    copy = Copy(folder, peer.port, sequence)
+async def copying(
+    peer: UpstreamPeer, folder: Path, read: Sequence[Batch] = ()
+) -> AsyncIterator[Copy]:
+    copy = Copy(folder, peer.port, read)
     copy.source.start()
     try:
         yield copy
@@ -141,8 +151,8 @@ async def test_upstream_cut_at_every_byte(tmp_path: Path) -> None:
                 await copy.wait_for(batches[-1])
                 copy.check(batches)
             assert files(copy.folder) == images_of(batches, SEGMENT_SIZE)
-        known = {0, *(batch.last_sequence for batch in batches)}
-        assert {max(known & {asked, 0}) for asked in peer.requests[1:]} <= known
+        known = {1, *(batch.first_sequence for batch in batches if batch.events)}
+        assert set(peer.requests) <= known
 
 
 @on_both_loops
@@ -155,9 +165,9 @@ async def test_copy_that_is_closed_and_torn_at_random(tmp_path: Path) -> None:
         async with upstream(BATCHES[:20]) as peer:
             peer.piece_size = dice.choice((33, 400, 10**6))
             while len(handed_on) < len(BATCHES):
-                sequence = handed_on[-1].header.last_sequence + 1 if handed_on else 1
+                read = BATCHES[: len(handed_on)]
                 peer.cuts = iter([dice.randrange(2_000) for _ in range(dice.randrange(3))])
-                async with copying(peer, folder, sequence) as copy:
+                async with copying(peer, folder, read) as copy:
                     for batch in BATCHES[len(peer.batches) :][: dice.randrange(40)]:
                         peer.write(batch)
                     await copy.wait_for(peer.batches[dice.randrange(len(peer.batches))])
@@ -167,7 +177,7 @@ async def test_copy_that_is_closed_and_torn_at_random(tmp_path: Path) -> None:
                 # Of another size than before: a full segment was synced, and is trusted by it.
                 cut = dice.choice((*range(9), *range(10, 300)))
                 last.write_bytes(content[: max(len(content) - cut, 0)] + dice.randbytes(9))
-            async with copying(peer, folder, sequence) as copy:
+            async with copying(peer, folder, read) as copy:
                 await copy.wait_for(BATCHES[-1])
         found = [record.header.first_sequence for record in handed_on]
         assert found == [batch.first_sequence for batch in BATCHES]
@@ -208,7 +218,7 @@ async def test_copy_serves_without_the_feed_upstream(tmp_path: Path) -> None:
 @on_both_loops
 async def test_checkpoint_ahead_of_the_copy_waits_for_it(tmp_path: Path) -> None:
     async with upstream(BATCHES[:30]) as peer:
-        copy = Copy(tmp_path / "copy", peer.port, BATCHES[40].first_sequence, EPOCH)
+        copy = Copy(tmp_path / "copy", peer.port, BATCHES[:40], EPOCH)
         copy.source.start()
         opened = asyncio.ensure_future(copy.source.opened())
         await until(lambda: copy.source._sequence == BATCHES[29].last_sequence)
@@ -254,7 +264,7 @@ async def test_record_that_arrives_damaged_is_asked_for_again(tmp_path: Path) ->
             await copy.wait_for(BATCHES[-1])
             copy.check(BATCHES)
         assert peer.connection_count == 9
-        assert peer.requests == [1] + [BATCHES[19].last_sequence] * 8
+        assert peer.requests == [1] + [BATCHES[19].first_sequence] * 8
     assert files(tmp_path) == images_of(BATCHES, SEGMENT_SIZE)
 
 
@@ -273,15 +283,50 @@ async def test_another_log_upstream_ends_the_source(tmp_path: Path) -> None:
     async with upstream(others[: at + 1]) as peer, copying(peer, tmp_path) as copy:
         failure = await copy.failure()
         assert (failure.exit_code, failure.is_other_log) == (66, True)
-        assert f"the record that ends at sequence {BATCHES[19].last_sequence} differs" in str(
-            failure
-        )
+        assert "the record of sequence " in str(failure)
+        assert "differs" in str(failure)
         assert "remove events/ and epoch" in str(failure)
     async with upstream(BATCHES) as peer:
-        copy = Copy(tmp_path, peer.port, 3, EPOCH + 9)
+        copy = Copy(tmp_path, peer.port, BATCHES[:2], EPOCH + 9)
         copy.source.start()
         assert (await copy.failure()).is_other_log, "the checkpoint is of another log"
         await copy.close()
+
+
+@on_both_loops
+@pytest.mark.parametrize("fork", [10, 22])
+async def test_upstream_that_was_set_back_and_is_past_the_copy(tmp_path: Path, fork: int) -> None:
+    read = BATCHES[:25]
+    assert [bool(batch.events) for batch in read[22:]] == [True, False, False]
+    async with upstream(read) as peer, copying(peer, tmp_path) as copy:
+        await copy.wait_for(read[-1])
+    async with upstream(other_history(BATCHES, fork)) as peer, copying(peer, tmp_path) as copy:
+        failure = await copy.failure()
+        assert (failure.exit_code, failure.is_other_log) == (66, True)
+        assert f"the record of sequence {BATCHES[22].first_sequence} differs" in str(failure)
+        assert "remove events/ and epoch" in str(failure)
+    assert files(tmp_path) == images_of(read, SEGMENT_SIZE)
+    events = with_events(BATCHES[24], BATCHES[0].events)
+    for other in ([*BATCHES[:24], events], [*BATCHES[:24], *BATCHES[30:]]):
+        async with upstream(other) as peer, copying(peer, tmp_path) as copy:
+            failure = await copy.failure()
+            assert failure.is_other_log
+            assert "differs" in str(failure)
+
+
+@on_both_loops
+async def test_checkpoint_of_another_log_is_not_joined_to_the_copy(tmp_path: Path) -> None:
+    async with upstream(BATCHES[:50]) as peer:
+        async with copying(peer, tmp_path) as copy:
+            await copy.wait_for(BATCHES[49])
+        async with copying(peer, tmp_path, other_history(BATCHES, 10)[:25]) as copy:
+            failure = await copy.failure()
+            assert (failure.exit_code, failure.is_other_log) == (66, True)
+            assert "it is another log" in str(failure)
+            assert copy.records == []
+        async with copying(peer, tmp_path, BATCHES[:25]) as copy:
+            await copy.wait_for(BATCHES[49])
+            copy.check(BATCHES[25:50])
 
 
 @on_both_loops

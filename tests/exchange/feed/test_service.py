@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.metrics_core import Metric
 
-from exchange.config import ConfigError, FeedConfig, VenueSettings
+from exchange.config import ConfigError, FeedConfig, FeedSettings, VenueSettings
 from exchange.feed import service
 from exchange.feed.metrics import FeedMetrics, start_metrics
 from exchange.feed.saved import FolderHeldError, SavedMarket
@@ -20,6 +20,7 @@ from protocol.codes import RejectCode, SubscriptionForm
 from protocol.feed import DropCopyRequest, LogRequest, Subscribed
 from tests.exchange.feed.desk import ADMIN, Desk, subscribe
 from tests.exchange.feed.loops import on_both_loops, until
+from tests.exchange.feed.truth import Truth
 
 
 @on_both_loops
@@ -116,6 +117,64 @@ async def test_another_log_ends_it(tmp_path: Path) -> None:
         failure = await desk.feed.source.ended
         assert isinstance(failure, FeedFailure)
         assert failure.is_other_log
+
+
+@on_both_loops
+async def test_checkpoint_of_a_log_that_was_set_back_is_removed(tmp_path: Path) -> None:
+    """The venue got an older copy back, and is past the checkpoint again."""
+    async with Desk(tmp_path) as desk:
+        desk.list_market()
+        before = list(desk.venue.batches)
+        desk.trade(5)
+        desk.trade_nothing(1)
+        await desk.settle()
+        await desk.feed.stop()
+        desk.close()
+        last_sequence = desk.truth.sequence
+        await desk.venue.kill()
+        for path in desk.venue.events.iterdir():
+            path.unlink()
+        desk.truth = Truth(2)
+        desk.venue.batches = []
+        await desk.venue.start()
+        desk._admit()
+        desk.list_market()
+        assert desk.venue.batches == before
+        desk.trade(5)
+        desk.trade_nothing(1)
+        assert desk.truth.sequence == last_sequence
+        desk.trade(5)
+        handler = desk.loop.get_exception_handler()
+        with pytest.raises(FeedFailure, match="it is another log"):
+            await service._serve(desk.feed.config, None, Log(write=desk.lines.append))
+        desk.loop.set_exception_handler(handler)
+        assert not (tmp_path / "feed" / "checkpoint").exists()
+        await desk.open()
+        assert desk.feed.streams.market.sequence == desk.truth.sequence
+
+
+@pytest.mark.parametrize("is_small", [True, False])
+@on_both_loops
+async def test_what_fails_while_it_starts_is_not_served(tmp_path: Path, is_small: bool) -> None:
+    """In a callback of the loop, or from within the source when there is much."""
+    desk = Desk(tmp_path)
+    await desk.venue.start()
+    for number in range(3 if is_small else 3_000):
+        desk.truth.list_event(number + 1, 1)
+    desk.write()
+    desk.truth.numbers[1] += 1  # a message is missing
+    desk.truth.list_event(9_999, 1)
+    desk.write()
+    loop = asyncio.get_running_loop()
+    handler = loop.get_exception_handler()
+    (tmp_path / "feed").mkdir()
+    (tmp_path / "feed" / "checkpoint").write_bytes(b"perhaps it is the culprit")
+    config = FeedConfig(VenueSettings("north", tmp_path), feed=FeedSettings(port=0, metrics_port=0))
+    with pytest.raises((AssertionError, FeedFailure), match="instead of"):
+        await service._serve(config, None, Log(write=desk.lines.append))
+    loop.set_exception_handler(handler)
+    assert not (tmp_path / "feed" / "checkpoint").exists()
+    await desk.venue.kill()
 
 
 def test_one_feed_server_a_folder(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +17,13 @@ from journal import EventPosition, EventRecord, JournalDamaged, encode_position
 from journal.storage import FolderFile
 from tests.exchange.feed.loops import PATIENCE_S, on_both_loops, until
 from tests.exchange.feed.venue_log import EPOCH, VenueLog
-from tests.journal.event_life import Batch, make_batches
+from tests.journal.event_life import (
+    Batch,
+    last_header_of,
+    make_batches,
+    other_history,
+    with_events,
+)
 
 BATCHES = make_batches(120, seed=21)
 
@@ -30,16 +36,17 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Reader:
-    """A source and what it has handed on."""
+    """A source and what it has handed on; `read` was read by another life, as a checkpoint says."""
 
-    def __init__(self, venue: VenueLog, from_sequence: int = 1, epoch: int = 0) -> None:
+    def __init__(self, venue: VenueLog, read: Sequence[Batch] = (), epoch: int = 0) -> None:
         self.records: list[EventRecord] = []
         self.source = LocalSource(
             venue.events,
             venue.path,
             self.records.append,
             venue.log,
-            from_sequence=from_sequence,
+            from_sequence=read[-1].last_sequence + 1 if read else 1,
+            last_header=last_header_of(read),
             epoch=epoch,
         )
 
@@ -57,8 +64,10 @@ class Reader:
 
 
 @asynccontextmanager
-async def reading(venue: VenueLog, from_sequence: int = 1, epoch: int = 0) -> AsyncIterator[Reader]:
-    reader = Reader(venue, from_sequence, epoch)
+async def reading(
+    venue: VenueLog, read: Sequence[Batch] = (), epoch: int = 0
+) -> AsyncIterator[Reader]:
+    reader = Reader(venue, read, epoch)
     reader.source.start()
     try:
         yield reader
@@ -129,7 +138,7 @@ async def test_blocks_of_every_size_from_memory_and_from_disk(
 
 
 @on_both_loops
-@pytest.mark.parametrize("count", [1, 7, 50, 119, 120])
+@pytest.mark.parametrize("count", [1, 7, 12, 50, 119, 120])
 async def test_source_goes_on_from_a_sequence_while_the_venue_is_away(
     tmp_path: Path, count: int
 ) -> None:
@@ -138,7 +147,7 @@ async def test_source_goes_on_from_a_sequence_while_the_venue_is_away(
     venue.write_all(BATCHES[:count])
     at = venue.position
     await venue.kill()
-    async with reading(venue, BATCHES[count - 1].last_sequence + 1, EPOCH) as reader:
+    async with reading(venue, BATCHES[:count], EPOCH) as reader:
         await reader.source.opened()
         assert (reader.source.is_connected, reader.source.sequence) == (False, at.sequence)
         position = EventPosition(at.sequence, at.events_segment, at.events_offset)
@@ -226,7 +235,7 @@ async def test_another_epoch_is_another_log(tmp_path: Path) -> None:
         failure = await reader.failure()
         assert (failure.exit_code, failure.is_other_log) == (66, True)
         assert str(failure) == f"the venue's epoch is {EPOCH + 1}, what was read has {EPOCH}"
-    async with reading(venue, BATCHES[9].last_sequence + 1, EPOCH) as reader:
+    async with reading(venue, BATCHES[:10], EPOCH) as reader:
         assert (await reader.failure()).is_other_log, "a checkpoint counts as read"
     await venue.kill()
 
@@ -236,11 +245,129 @@ async def test_log_that_ends_before_what_was_read_is_another_log(tmp_path: Path)
     venue = VenueLog(tmp_path)
     await venue.start()
     venue.write_all(BATCHES[:10])
-    async with reading(venue, BATCHES[10].last_sequence, EPOCH) as reader:
+    async with reading(venue, BATCHES[:11], EPOCH) as reader:
         with pytest.raises(FeedFailure, match="the venue's log ends at sequence"):
             await reader.source.opened()
         failure = await reader.failure()
         assert (failure.exit_code, failure.is_other_log) == (66, True)
+    await venue.kill()
+
+
+def test_what_was_read_ends_with_a_record_without_events() -> None:
+    """Such a one is the same in many logs; the tests of other logs count on it."""
+    assert [bool(batch.events) for batch in BATCHES[8:13]] == [True, False, True, False, True]
+
+
+READ = BATCHES[:12]
+SPANNING = BATCHES[11]._replace(command_count=BATCHES[11].command_count + 1)
+OTHERS = {
+    "fork before": other_history(BATCHES, 5),
+    "fork in the last one with events": other_history(BATCHES, 10),
+    "events where none were": [
+        *BATCHES[:11],
+        with_events(BATCHES[11], BATCHES[0].events),
+        *BATCHES[12:],
+    ],
+    "no events where some were": [*BATCHES[:10], with_events(BATCHES[10], b""), *BATCHES[11:]],
+    "no record ends there": [
+        *BATCHES[:11],
+        SPANNING,
+        BATCHES[12]._replace(first_sequence=SPANNING.last_sequence + 1),
+    ],
+}
+
+
+@on_both_loops
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("is_away", [True, False])
+async def test_checkpoint_of_another_log_is_not_joined_to_this_one(
+    tmp_path: Path, name: str, is_away: bool
+) -> None:
+    venue = VenueLog(tmp_path)
+    await venue.start()
+    venue.write_all(OTHERS[name])
+    if is_away:
+        await venue.kill()
+    async with reading(venue, READ, EPOCH) as reader:
+        failure = await reader.failure()
+        assert (failure.exit_code, failure.is_other_log) == (66, True)
+        assert reader.records == []
+    if not is_away:
+        await venue.kill()
+
+
+@on_both_loops
+async def test_log_that_has_not_yet_what_was_read_is_waited_for_a_while(tmp_path: Path) -> None:
+    venue = VenueLog(tmp_path)
+    await venue.start()
+    venue.write_all(READ[:8])
+    await venue.kill()
+    async with reading(venue, READ, EPOCH) as reader:
+        failure = await reader.failure()
+        assert (failure.exit_code, failure.is_other_log) == (66, True)
+        assert "no record of events/ ends at sequence" in str(failure)
+    async with reading(venue, READ, EPOCH) as reader:
+        await until(lambda: len([x for x in venue.lines if "event_log_trouble" in x]) == 2)
+        # The venue makes its log whole before it says anything.
+        venue.batches = list(READ)
+        await venue.start()
+        venue.write_all(BATCHES[12:])
+        await reader.wait_for(BATCHES[-1].last_sequence)
+        reader.check(BATCHES[12:])
+    await venue.kill()
+
+
+async def put_back(venue: VenueLog, batches: list[Batch]) -> None:
+    """The venue gets another log and starts with it."""
+    await venue.kill()
+    for path in venue.events.iterdir():
+        path.unlink()
+    venue.batches = list(batches)
+    await venue.start()
+
+
+@on_both_loops
+@pytest.mark.parametrize("name", OTHERS)
+async def test_venue_that_was_set_back_and_is_past_what_was_read(tmp_path: Path, name: str) -> None:
+    venue = VenueLog(tmp_path)
+    await venue.start()
+    venue.write_all(READ)
+    async with reading(venue) as reader:
+        await reader.wait_for(READ[-1].last_sequence)
+        await put_back(venue, OTHERS[name])
+        failure = await reader.failure()
+        assert (failure.exit_code, failure.is_other_log) == (66, True)
+        reader.check(READ)
+    await venue.kill()
+
+
+@on_both_loops
+async def test_what_was_not_handed_on_yet_is_read_again_when_the_log_may_be_another(
+    tmp_path: Path,
+) -> None:
+    venue = VenueLog(tmp_path)
+    await venue.start()
+    venue.write_all(READ)
+    others = other_history(BATCHES, 12)
+    async with reading(venue) as reader:
+        await reader.wait_for(READ[-1].last_sequence)
+        tail = reader.source.tail
+        plain, may_go_on, counts = tail._read, asyncio.Event(), []
+
+        async def late() -> list[EventRecord]:
+            records = await plain()
+            counts.append(len(records))
+            await may_go_on.wait()
+            return records
+
+        tail._read = late  # type: ignore[method-assign] # a read that takes its time
+        venue.write(BATCHES[12])
+        await until(lambda: counts == [1])
+        await put_back(venue, others)
+        await until(lambda: tail.until.sequence == others[-1].last_sequence)
+        may_go_on.set()
+        await reader.wait_for(others[-1].last_sequence)
+        reader.check(others)
     await venue.kill()
 
 

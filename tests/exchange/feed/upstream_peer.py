@@ -7,7 +7,7 @@ from typing import cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from journal.event_format import RecordHeader, encode_record_header
+from journal.event_format import encode_record_header
 from protocol.codes import RejectCode, TerminateCode
 from protocol.feed import FeedState, LogPiece, LogRequest
 from protocol.session import Connection, Message, Party, Service, State
@@ -24,9 +24,7 @@ NOW_NS = 1
 
 def content_of(batch: Batch) -> bytes:
     """The record of a batch as events/ has it."""
-    first_sequence, command_count, rules_version, events, events_crc = batch
-    header = RecordHeader(rules_version, first_sequence, command_count, len(events), events_crc)
-    return encode_record_header(header) + events
+    return encode_record_header(batch.header) + batch.events
 
 
 class UpstreamPeer:
