@@ -132,11 +132,15 @@ PACE_S: Final = 0.002
 fell due over a stop follows at the same pace."""
 
 PACE_STALLS_MAX: Final = 500
-"""Pauses in a row, a second, in which a line takes no packet, after which it goes on by itself: the
-venue opens without it."""
+"""Pauses, a second together, in which a line took less than that, after which it counts as through:
+the venue opens when one line is, and waits for no other."""
 
 DRAIN_PACKETS: Final = 64
-"""Packets that waited, handed to the system at once when a line takes some again."""
+"""Packets of a line that are handed to the system at once: what one call takes."""
+
+SEND_ERRORS_MAX: Final = 8
+"""Packets in a row that the system refuses, after which the others of a batch count as refused: a
+line without a route must not cost the venue a call for each."""
 
 POSITION_READERS_MAX: Final = 16
 """Readers of the local position stream: each costs a write for each batch."""

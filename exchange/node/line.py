@@ -5,7 +5,7 @@ a bounded queue until it is writable; beyond the bound, and at any other error o
 are lost, counted and now and then logged. Consumers see by the numbers what they lack.
 
 What is sent again after a start comes first, at the publisher's pace, and what comes meanwhile
-waits behind it in the same queue. A line that takes nothing is not waited for.
+waits behind it in the same queue. A line that takes too little of it is not waited for.
 """
 
 from collections import deque
@@ -20,6 +20,7 @@ from exchange.node.limits import (
     PACE_PACKETS,
     PACE_STALLS_MAX,
     PUBLISH_QUEUE_MAX,
+    SEND_ERRORS_MAX,
 )
 
 __all__ = ["Line", "Packets"]
@@ -53,7 +54,7 @@ class Line:
         self._queue: deque[tuple[int, bytes]] = deque()
         self._old_count = 0  # packets at the head of the queue that are sent again
         self._is_held = True  # nothing leaves before what is sent again
-        self._stall_count = 0  # turns in a row in which nothing of that was taken
+        self._stall_count = 0  # turns in which not all was taken that the pace allows
         self._complained_ns = -COMPLAINT_NS
 
     @property
@@ -80,7 +81,7 @@ class Line:
             if not self._sender.send([(channel, packet)]):
                 return  # It is not missed: the next one says the same.
         except OSError as error:
-            self._lose(error)
+            self._lose(error, 1)
             return
         self.heartbeat_count += 1
         self.packet_size += len(packet)
@@ -92,17 +93,17 @@ class Line:
         self._queue.extendleft(reversed(packets))
 
     def send_paced(self) -> bool:
-        """Send a few of the packets that wait; True once the line goes on by itself."""
-        if not self._is_held:
-            return True
-        dealt_count = self._send_first(PACE_PACKETS)
-        self._stall_count = 0 if dealt_count else self._stall_count + 1
-        if not self._queue:
-            self._is_held = False
-        elif self._stall_count >= PACE_STALLS_MAX:
-            self._is_held = False
+        """Send a few of the packets that wait; True when the venue need not wait for the rest."""
+        assert self._is_held, "until it goes on"
+        wanted_count = min(PACE_PACKETS, len(self._queue))
+        self._stall_count += self._send_first(wanted_count) < wanted_count
+        return not self._queue or self._stall_count >= PACE_STALLS_MAX
+
+    def go_on(self) -> None:
+        """Send by itself from now on, first what still waits."""
+        self._is_held = False
+        if self._queue:
             self._sender.when_writable(self._drain)
-        return not self._is_held
 
     def close(self) -> None:
         """Send what the network takes at once, and no more; what still waits then is lost."""
@@ -122,19 +123,23 @@ class Line:
 
     def _send(self, packets: Packets) -> int:
         """Hand packets to the network, or lose them there; how many until there was no room."""
-        dealt_count = 0
+        dealt_count = error_count = 0
         while dealt_count < len(packets):
-            rest = packets[dealt_count:] if dealt_count else packets
+            rest = packets[dealt_count : dealt_count + DRAIN_PACKETS]
             self.send_count += 1
             try:
                 taken_count = self._sender.send(rest)
             except OSError as error:
-                self._lose(error)
-                self._old_count = max(self._old_count - 1, 0)
-                dealt_count += 1
+                error_count += 1
+                is_broken = error_count == SEND_ERRORS_MAX
+                lost_count = len(packets) - dealt_count if is_broken else 1
+                self._lose(error, lost_count)
+                self._old_count = max(self._old_count - lost_count, 0)
+                dealt_count += lost_count
                 continue
             if taken_count == 0:
                 break
+            error_count = 0
             old_count = min(taken_count, self._old_count)
             self._old_count -= old_count
             self.republished_count += old_count
@@ -156,8 +161,8 @@ class Line:
                 self._sender.when_writable(self._drain)
                 return
 
-    def _lose(self, error: OSError) -> None:
-        self.error_count += 1
+    def _lose(self, error: OSError, count: int) -> None:
+        self.error_count += count
         self._complain(error.strerror or str(error))
 
     def _complain(self, reason: str) -> None:

@@ -76,12 +76,16 @@ class Publisher:
             line.close()
 
     def _send_paced(self, done: Callable[[], None]) -> None:
-        """A few packets of each line now, the others later; calls back when no line is held."""
-        waiting = [line for line in self.lines.values() if not line.send_paced()]
-        if waiting:
+        """A few packets of each line now, the others later; calls back when one line is through,
+        and the others go on by themselves."""
+        lines = self.lines.values()
+        are_through = [line.send_paced() for line in lines]
+        if not any(are_through):
             self._pace = self._loop.call_later(PACE_S, self._send_paced, done)
             return
         self._pace = None
+        for line in lines:
+            line.go_on()
         done()
 
     # Heartbeats.

@@ -15,11 +15,12 @@ from exchange.node.limits import (
     PACE_S,
     PACE_STALLS_MAX,
     PUBLISH_QUEUE_MAX,
+    SEND_ERRORS_MAX,
 )
 from exchange.node.line import Line
 from exchange.node.publisher import Publisher
 from protocol.packer import Packer
-from protocol.packets import DATA, HEARTBEAT, HEARTBEAT_INTERVAL_NS, Packet
+from protocol.packets import DATA, HEARTBEAT, HEARTBEAT_INTERVAL_NS, Packet, decode_packet
 from tests.exchange.node.wires import Wire
 from tests.exchange.node.world import START_NS, StepLoop
 from tests.protocol.test_packer import EPOCH, Message
@@ -370,23 +371,82 @@ def test_a_line_that_fails_is_nothing_to_the_other(name: str, is_full: bool) -> 
     assert all(f"event=packets_lost line={name} " in line for line in desk.lines)
 
 
-def test_a_line_that_takes_nothing_at_a_start_is_not_waited_for() -> None:
+def test_the_first_line_that_is_through_opens_the_venue() -> None:
     desk = Desk(is_released=False, has_line_b=True)
     desk.wires["b"].room = 0
     done: list[int] = []
     desk.publisher.begin([(1, 11)])
     desk.publisher.republish(desk.events(1, 10, 1300), lambda: done.append(desk.loop.now_ns))
+    assert (len(desk.wire.sent), done) == (PACE_PACKETS, [])
     desk.loop.sleep(PACE_S)
+    assert done == [START_NS + round(PACE_S * 1e9)]
     desk.publish(1)
-    assert len(desk.wire.sent) == 11, "line A goes on"
-    desk.loop.sleep((PACE_STALLS_MAX - 2) * PACE_S)
-    assert done == [START_NS + (PACE_STALLS_MAX - 1) * round(PACE_S * 1e9)]
-    assert desk.publisher.lines["b"].queued_count == 11
+    assert desk.numbers() == [(1, number) for number in range(1, 12)]
+    line_b = desk.publisher.lines["b"]
+    assert line_b.queued_count == 11
     # Its packets are not lost: it has them when there is room again.
     desk.wires["b"].drain(2**62)
     assert [packet.number for packet in desk.wires["b"].packets()] == list(range(1, 12))
-    line_b = desk.publisher.lines["b"]
     assert (line_b.republished_count, line_b.packet_count, line_b.dropped_count) == (10, 1, 0)
+
+
+@pytest.mark.parametrize("has_line_b", [False, True])
+@pytest.mark.parametrize("every", [2**62, 1, 499])
+def test_lines_that_take_too_little_at_a_start_are_not_waited_for(
+    has_line_b: bool, every: int
+) -> None:
+    """Nothing, a packet in every turn, or a packet now and then: a second of that, and no more."""
+    desk = Desk(is_released=False, has_line_b=has_line_b)
+    for wire in desk.wires.values():
+        wire.room = 0
+    done: list[int] = []
+    count = 2 * PACE_PACKETS * PACE_STALLS_MAX
+    for _ in range(count):
+        desk.publish(1)
+    desk.publisher.republish(b"", lambda: done.append(desk.loop.now_ns))
+    for turn in range(1, PACE_STALLS_MAX):
+        assert done == [], turn
+        for wire in desk.wires.values():
+            wire.room += turn % every == 0
+        desk.loop.sleep(PACE_S)
+    assert done == [desk.loop.now_ns]
+    for wire in desk.wires.values():
+        wire.drain(2**62)
+        assert [packet.number for packet in wire.packets()] == list(range(1, count + 1))
+
+
+def test_a_broken_line_costs_a_few_calls_whatever_the_batch() -> None:
+    desk = Desk(has_line_b=True)
+    desk.wires["b"].error = errno.ENETUNREACH
+    for _ in range(2):
+        calls = desk.publisher.lines["b"].send_count
+        desk.publish(1, 500, 1300)
+        assert desk.publisher.lines["b"].send_count - calls == SEND_ERRORS_MAX
+    assert desk.publisher.lines["b"].error_count == 1_000
+    assert (desk.line.packet_count, desk.line.send_count) == (1_000, 2 * 8)
+    desk.wires["b"].error = 0
+    desk.publish(1)
+    assert [packet.number for packet in desk.wires["b"].packets()] == [1_001]
+
+
+def test_one_bad_packet_costs_itself() -> None:
+    """As a kernel does it: what is before it is taken, then it is refused, then the others go."""
+    desk = Desk()
+    bad = {4, *range(3, 30, 2)}
+    assert len(bad) > SEND_ERRORS_MAX
+    take = desk.wire.send
+
+    def send(packets: list[tuple[int, bytes]]) -> int:
+        numbers = [decode_packet(data).number for _, data in packets]
+        first_bad = next((i for i, number in enumerate(numbers) if number in bad), len(packets))
+        if first_bad == 0:
+            raise OSError(errno.EPERM, "refused")
+        return take(packets[:first_bad])
+
+    desk.wire.send = send  # type: ignore[method-assign]  # a network with a filter
+    desk.publish(1, 40, 1300)
+    assert [number for _, number in desk.numbers()] == [n for n in range(1, 41) if n not in bad]
+    assert (desk.line.packet_count, desk.line.error_count) == (40 - len(bad), len(bad))
 
 
 def test_a_closed_publisher_sends_nothing_more() -> None:
