@@ -5,8 +5,9 @@ orders, 35 % cancels, 5 % cross, over 100 binary instruments. The venue is a chi
 its checks, its journal on a disk, private reports and multicast. The generator is compiled
 (`tools.generator`), so that it is not what is measured: the same frames against a bare echo server
 show what it can do. Redis with synced writes, if wanted, shows what others do. Each run measures
-all of them in turn, and the figures are medians over the runs. `--latency`, `--feed-cost`
-and `--fan-out` measure something else (`tools.bench_latency` and so on). See BENCHMARK.md.
+all of them in turn, and the figures are medians over the runs. `--latency`, `--feed-cost`,
+`--fan-out` and `--joins` measure something else (`tools.bench_latency` and so on). See
+BENCHMARK.md.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from typing import Any, Final, NamedTuple
 
 from tools.bench_fanout import run_fan_out
 from tools.bench_feed_cost import SUBSCRIBERS_DEFAULT, run_feed_cost
+from tools.bench_joins import CONSUMERS_DEFAULT, run_joins
 from tools.bench_latency import RATES_DEFAULT, run_latency
 from tools.bench_load import Load, Measured, measure
 from tools.bench_script import SCRIPT_COUNT
@@ -41,6 +43,7 @@ SECONDS_MAX: Final = 600
 RUNS_MAX: Final = 100
 SEED_MAX: Final = 2**31
 SUBSCRIBERS_MAX: Final = 4_000
+CONSUMERS_MAX: Final = 1_000
 RATE_MAX: Final = 10_000_000
 """A request every 100 ns is more than the generator can send."""
 
@@ -276,6 +279,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         ("seconds", SECONDS_MAX, SECONDS_DEFAULT, "length of the first phase"),
         ("runs", RUNS_MAX, RUNS_DEFAULT, "figures are medians over so many"),
         ("seed", SEED_MAX, SEED_DEFAULT, "of the requests"),
+        ("consumers", CONSUMERS_MAX, CONSUMERS_DEFAULT, "of --joins, which join within --seconds"),
     ):
         bench.add_argument(
             f"--{name}",
@@ -319,6 +323,7 @@ def _add_modes(bench: argparse.ArgumentParser) -> None:
         ("latency", run_latency, "an open loop, order sent to trade seen on the multicast"),
         ("feed-cost", run_feed_cost, "what the venue pays for subscribers of its feed server"),
         ("fan-out", run_fan_out, "one feed server with 1 to 1,000 subscribers, and a bare server"),
+        ("joins", run_joins, "consumers join at random moments; how soon is each right?"),
     ):
         modes.add_argument(
             f"--{name}", dest="run", action="store_const", const=run, help=f"instead: {text}"

@@ -56,6 +56,10 @@ class Measured(NamedTuple):
     """What came of it, between the warm-up and the end."""
 
     orders: int
+    """Answered between warm-up and end."""
+    due: int
+    """Of an open loop: what fell due in that time; `latencies` and `trades` are of all of it, and
+    those of a closed loop of what was answered in it."""
     seconds: float
     latencies: Latencies
     trades: Latencies
@@ -104,9 +108,10 @@ def _run(generator: Generator, load: Load) -> Measured:
     generator_s = time.process_time() - generator_s
     measured = Measured(
         generator.answer_count,
+        0,
         elapsed_ns / NANOSECONDS,
         _latencies(generator.latencies()),
-        _latencies(generator.trade_latencies()),
+        Latencies(),
         generator.tags(),
         server_s,
         generator_s,
@@ -119,6 +124,13 @@ def _run(generator: Generator, load: Load) -> Measured:
     _finish(generator)
     if load.receivers:
         generator.run(round(LAST_PACKETS_S * NANOSECONDS))
+    if load.rate:
+        # What was late at the end is late, however long it took.
+        measured = measured._replace(
+            due=generator.due_count,
+            latencies=_latencies(generator.latencies()),
+            trades=_latencies(generator.trade_latencies()),
+        )
     return measured._replace(lost=generator.lost_count)
 
 
@@ -143,10 +155,14 @@ def _pass(generator: Generator, seconds: float) -> None:
 
 
 def _finish(generator: Generator) -> None:
-    """Send nothing more, and wait for every answer."""
-    generator.is_sending = False
-    end_s = time.perf_counter() + ANSWER_WAIT_S
-    while generator.unanswered_count:
-        if time.perf_counter() > end_s:
-            raise ToolError(f"{generator.unanswered_count} requests have no answer")
+    """Let nothing more fall due, send nothing more in a closed loop, and wait for every answer."""
+    generator.end()
+    unanswered = generator.unanswered_count
+    answered_s = time.perf_counter()
+    while unanswered:
         generator.run(NANOSECONDS // 1000)
+        if generator.unanswered_count < unanswered:
+            answered_s = time.perf_counter()
+        elif time.perf_counter() - answered_s > ANSWER_WAIT_S:
+            raise ToolError(f"{unanswered} requests have no answer")
+        unanswered = generator.unanswered_count

@@ -34,7 +34,7 @@ END_WAIT_S: Final = 10.0
 
 
 class Seen(NamedTuple):
-    """An instrument: best prices and quantities, 0 for none; what was traded."""
+    """An instrument: best prices and quantities, 0 for none; what was traded, None: nothing."""
 
     instrument_id: int
     is_stale: bool
@@ -42,7 +42,7 @@ class Seen(NamedTuple):
     bid_quantity: int = 0
     ask_price: int = 0
     ask_quantity: int = 0
-    last_price: int = 0
+    last_price: int | None = None
     volume: int = 0
     trade_count: int = 0
 
@@ -75,7 +75,7 @@ def see(book: Book, volume: int, trade_count: int) -> Seen:
         bid.quantity if bid else 0,
         ask.price if ask else 0,
         ask.quantity if ask else 0,
-        book.last_trade.price if book.last_trade else 0,
+        book.last_trade.price if book.last_trade else None,
         volume,
         trade_count,
     )

@@ -207,7 +207,8 @@ local function add_value(buffer, tree, field, at, limit, inner)
   end
   if found.kind ~= "array" then return nil end
   if field.class ~= "message" then return add_array(buffer, tree, field, found, limit) end
-  local stop = skip_value(buffer, at, limit)
+  -- No message holds one that holds another: who nests them is not waited for.
+  local stop = inner and skip_value(buffer, at, limit)
   if stop then
     inner[#inner + 1] = {
       at = at, limit = stop, tree = tree:add(fields[field.name], buffer(at, stop - at))}
@@ -215,8 +216,8 @@ local function add_value(buffer, tree, field, at, limit, inner)
   return stop
 end
 
--- Adds the message from `at` to before `limit`; what it holds of messages is put into `inner`.
--- Returns its name.
+-- Adds the message from `at` to before `limit`; what it holds of messages is put into `inner`, and
+-- is not valid without it. Returns its name.
 local function add_message(buffer, tree, at, limit, inner)
   local range = buffer(at, limit - at)
   local array = read_value(buffer, at, limit)
@@ -262,12 +263,7 @@ end
 local function add_messages(buffer, tree, at, limit)
   local inner = {}
   local name = add_message(buffer, tree, at, limit, inner)
-  local index = 1
-  while inner[index] do
-    local one = inner[index]
-    add_message(buffer, one.tree, one.at, one.limit, inner)
-    index = index + 1
-  end
+  for _, one in ipairs(inner) do add_message(buffer, one.tree, one.at, one.limit) end
   return name
 end
 

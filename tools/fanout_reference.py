@@ -4,9 +4,9 @@
 
 FILE has pieces of frames, each behind its length. The server says its address, takes connections
 and obeys lines on stdin: `pace INTERVAL_NS FIRST COUNT` writes as many pieces to all connections,
-one each interval, `burst FIRST COUNT` one each turn of the loop. It reads no log, packs nothing,
-knows nobody and bounds nothing; it only writes the time into the frames, so that theirs can be
-compared. It ends with its stdin.
+one each interval, `burst FIRST COUNT` as many of them each turn of the loop as a feed server would
+write at once. It reads no log, packs nothing, knows nobody and bounds nothing; it only writes the
+time into the frames, so that theirs can be compared. It ends with its stdin.
 """
 
 import asyncio
@@ -29,6 +29,8 @@ SEND_TIME: Final = struct.Struct("<Q")
 SEND_TIME_OFFSET: Final = 12
 """In the header of a frame."""
 BACKLOG: Final = 1_024
+BURST_SIZE: Final = 32 * 1024
+"""What a feed server writes at once when much has come, PIECE_SIZE_MAX of its limits."""
 
 
 class Subscriber(asyncio.Protocol):
@@ -49,9 +51,9 @@ class Server:
         self.transports: list[asyncio.Transport] = []
         self._pieces = pieces
 
-    def send(self, place: int) -> None:
-        """Write a piece to all, with the time of now."""
-        piece = bytearray(self._pieces[place])
+    def send(self, first: int, end: int) -> None:
+        """Write pieces to all, as one, with the time of now."""
+        piece = bytearray().join(self._pieces[first:end])
         now_ns = time.time_ns()
         start = 0
         while start < len(piece):
@@ -66,13 +68,19 @@ class Server:
         due_ns = time.monotonic_ns()
         for place in range(first, first + count):
             await asyncio.sleep(max(due_ns - time.monotonic_ns(), 0) / 1e9)
-            self.send(place)
+            self.send(place, place + 1)
             due_ns += interval_ns
 
     async def burst(self, first: int, count: int) -> None:
-        """One piece each turn."""
-        for place in range(first, first + count):
-            self.send(place)
+        """As many pieces each turn as BURST_SIZE holds."""
+        end = first + count
+        while first < end:
+            size, place = len(self._pieces[first]), first + 1
+            while place < end and size + len(self._pieces[place]) <= BURST_SIZE:
+                size += len(self._pieces[place])
+                place += 1
+            self.send(first, place)
+            first = place
             await asyncio.sleep(0)
 
 

@@ -112,34 +112,7 @@ cdef struct Fault:
     int64_t wanted
 
 
-cdef int64_t field_at(const uint8_t* data, Py_ssize_t size, int index) noexcept nogil:
-    """The integer at an index of a MessagePack array of integers; -1 when it is not there."""
-    cdef Py_ssize_t at = 3 if data[0] == 0xDC else 1
-    cdef uint64_t value = 0
-    cdef int width, i
-    while True:
-        if at >= size:
-            return -1
-        width = 1 << ((data[at] - 0xCC) & 3) if 0xCC <= data[at] <= 0xD3 else 0
-        if at + width >= size:
-            return -1
-        if index == 0:
-            break
-        at += 1 + width
-        index -= 1
-    if width == 0:
-        return data[at] if data[at] < 0x80 else -1
-    for i in range(width):
-        value = value << 8 | data[at + 1 + i]
-    return <int64_t>value
-
-
-cdef inline int number_index(int64_t tag) noexcept nogil:
-    """Where an answer names the request that it answers; 0: the report is no answer."""
-    if (tag == ORDER_ACCEPTED or tag == ORDER_REPLACED or tag == ORDER_CANCELED
-            or tag == CANCEL_REJECTED):
-        return 5
-    return 4 if tag == ORDER_REJECTED else 0
+include "fields.pxi"
 
 
 cdef class Generator:
@@ -149,7 +122,6 @@ cdef class Generator:
     cdef readonly int64_t packet_count      # of market data, on the first line
     cdef readonly int64_t message_count     # in them
     cdef readonly int64_t lost_count        # messages that never came, on any line, by the numbers
-    cdef readonly int64_t due_count         # requests that have fallen due, in an open loop
     cdef readonly int64_t sequence          # the venue's, of the latest report; never reset
     cdef public bint is_sending             # a new request for each answer
 
@@ -165,7 +137,9 @@ cdef class Generator:
     cdef int line_count
     cdef int64_t drain_due_ns
     cdef int64_t interval_ns                # between two requests of an open loop; 0: closed
-    cdef int64_t due_ns                     # when the next one falls due
+    cdef int64_t due_ns                     # when the next one that is not prepared falls due
+    cdef int64_t end_ns                     # nothing falls due from then on; 0: no end yet
+    cdef int64_t due_prepared_count         # of those that fell due since the last reset
     cdef int64_t reset_ns
     cdef int next_peer
     cdef int64_t* trade_buckets
@@ -255,7 +229,7 @@ cdef class Generator:
         memset(self.trade_buckets, 0, BUCKET_COUNT * sizeof(int64_t))
         memset(self.tag_counts, 0, sizeof(self.tag_counts))
         self.reset_ns = monotonic_ns()
-        self.due_count = self.answer_count = 0
+        self.due_prepared_count = self.answer_count = 0
         self.packet_count = self.message_count = self.lost_count = 0
 
     def pace(self, int64_t interval_ns):
@@ -265,6 +239,12 @@ cdef class Generator:
             raise AssertionError("time passes between two requests")
         self.interval_ns = interval_ns
         self.due_ns = monotonic_ns() + interval_ns
+
+    def end(self):
+        """Nothing more falls due. What was due before is sent and answered, in an open loop, while
+        `run` goes on."""
+        self.end_ns = monotonic_ns()
+        self.is_sending = self.interval_ns > 0
 
     def fill(self):
         """Send what may be in flight, as a closed loop begins; then `is_sending` decides."""
@@ -289,10 +269,15 @@ cdef class Generator:
         self.raise_fault()
 
     @property
+    def due_count(self):
+        """Requests of an open loop that have fallen due since the last reset, sent or not."""
+        return self.due_prepared_count + self.unprepared_count()
+
+    @property
     def unanswered_count(self):
-        """Requests that wait for their answer."""
+        """Requests that wait for their answer, or to be sent."""
         cdef int i
-        cdef int64_t count = 0
+        cdef int64_t count = self.unprepared_count()
         for i in range(self.peer_count):
             count += self.peers[i].prepared_count - self.peers[i].answered_count
         return count
@@ -335,12 +320,21 @@ cdef class Generator:
                 for i in range(self.line_count):
                     self.drain_line(i)
 
+    cdef int64_t unprepared_count(self) noexcept nogil:
+        """Requests of an open loop that are due and wait for room."""
+        cdef int64_t until_ns = self.end_ns if self.end_ns else monotonic_ns() + 1
+        if self.interval_ns == 0 or self.due_ns >= until_ns:
+            return 0
+        return (until_ns - 1 - self.due_ns) // self.interval_ns + 1
+
     cdef void send_due(self) noexcept nogil:
         """Prepare what has fallen due, on the connections in turn, and send it."""
         cdef int64_t now_ns = monotonic_ns()
         cdef int i
         cdef int full_count = 0
         cdef Peer* peer
+        if self.end_ns:
+            now_ns = self.end_ns - 1
         while self.due_ns <= now_ns and full_count < self.peer_count:
             peer = &self.peers[self.next_peer]
             self.next_peer = (self.next_peer + 1) % self.peer_count
@@ -349,8 +343,9 @@ cdef class Generator:
                 continue
             full_count = 0
             self.prepare(peer, 1, self.due_ns)
+            if self.due_ns >= self.reset_ns:
+                self.due_prepared_count += 1
             self.due_ns += self.interval_ns
-            self.due_count += 1
         for i in range(self.peer_count):
             if self.peers[i].unsent_size and not self.peers[i].is_blocked:
                 self.flush(i)
@@ -429,6 +424,8 @@ cdef class Generator:
         duration_ns = now_ns - peer.times_ns[peer.answered_count % self.script_count]
         BRIER_ASSERT(duration_ns >= 0)
         peer.answered_count += 1
+        if self.interval_ns and now_ns - duration_ns < self.reset_ns:
+            return  # It was due before what is measured.
         self.answer_count += 1
         self.buckets[bucket_of(duration_ns)] += 1
 

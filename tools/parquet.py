@@ -8,6 +8,7 @@ by row, until a row group is full. A file gets its name when it is whole; until 
 """
 
 from array import array
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -106,6 +107,11 @@ class _Table:
         self._writer.close()
         self._partial.rename(self._path)
 
+    def discard(self) -> None:
+        """Leave no file."""
+        self._writer.close()
+        self._partial.unlink()
+
     def _flush(self) -> None:
         """Write what waits as a row group."""
         width = len(self._integers)
@@ -142,7 +148,14 @@ class MessageTables:
         self._tables[type(message)].add(place, message)
 
     def close(self) -> dict[str, int]:
-        """End all files; their names and numbers of rows."""
-        for table in self._tables.values():
-            table.close()
+        """End all files; their names and numbers of rows. One that cannot be ended does not keep
+        the others from it. Raises OSError."""
+        with ExitStack() as stack:
+            for table in self._tables.values():
+                stack.callback(table.close)
         return {file_name(message): table.row_count for message, table in self._tables.items()}
+
+    def discard(self) -> None:
+        """Leave no files: there is nothing in them."""
+        for table in self._tables.values():
+            table.discard()

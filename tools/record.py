@@ -12,8 +12,9 @@ import json
 import signal
 import socket
 import struct
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,14 +22,14 @@ from typing import TYPE_CHECKING, Final
 
 import uvloop
 
-from exchange.client import ClientError, Feed, FeedClient, Line, Subscription
+from exchange.client import ClientError, Feed, Line, Subscription
 from exchange.client.feed_client import connect_feed, open_feed
 from exchange.client.limits import DATAGRAMS_MAX
 from exchange.client.sockets import DATAGRAM_SIZE, group_of, listen, snapshot_group_of
 from exchange.config import MarketDataSettings
 from protocol.base import NUMBER_MAX
 from protocol.codes import SubscriptionStart
-from protocol.feed import RequestEnd, Skipped, Subscribed
+from protocol.feed import SUBSCRIPTIONS_MAX, RequestEnd, Skipped, Subscribed
 from tools.errors import ToolError, UsageError
 from tools.pcap import Address, Datagram, PcapWriter, read_pcap
 from tools.recording import Recorder
@@ -48,6 +49,9 @@ LIVE: Final = 0
 LAST_READS_MAX: Final = 1_000
 """Turns of reading one socket at the end: more than its buffer holds, however much still comes."""
 
+SUPPORT_PAUSE_S: Final = 5.0
+"""Before a feed that helps the lines is asked again, where it was refused."""
+
 MADE_UP: Final = MarketDataSettings()
 """Where datagrams seem to go that came over TCP."""
 
@@ -66,14 +70,29 @@ class Taking:
         self.recorder = recorder
         self.dropped_counts: dict[int, int] = {}
         """By socket: datagrams that the kernel had no room for."""
+        self._goals: dict[int, int] = {}
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def take(self, datagram: Datagram) -> None:
         """Record a datagram; when that cannot be done, it is the end."""
         try:
             self.recorder.take(datagram)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - `wait` raises it, whatever it is
             self.fail(error)
+
+    def end_at(self, next_numbers: dict[int, int]) -> None:
+        """It is enough when everything below these numbers of channels was taken."""
+        self._goals = {one: number for one, number in next_numbers.items() if number > 1}
+        if not self._goals:
+            self.end()
+
+    def look(self, channel: int) -> None:
+        """After something of a channel: whether it is enough."""
+        goals = self._goals
+        if goals and self.recorder.next_number(channel) >= goals.get(channel, NUMBER_MAX):
+            del goals[channel]
+            if not goals:
+                self.end()
 
     def end(self) -> None:
         """It is enough."""
@@ -88,8 +107,9 @@ class Taking:
     async def wait(self, seconds: float | None) -> None:
         """Until the end, a signal, or so long. Raises what has made it fail."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self.end)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                loop.add_signal_handler(number, self.end)
         print("recording", flush=True)
         if seconds is not None:
             loop.call_later(seconds, self.end)
@@ -146,58 +166,38 @@ class MulticastSource:
         return True
 
 
-class FeedSource:
-    """Subscribes to the orders of channels: of those that were named, or of all that there are.
+class FeedPart:
+    """Subscriptions to the orders of some channels over one connection to a feed.
 
-    What the feed skips because we are too slow is asked for again, by its numbers.
+    What the feed skips because we are too slow is asked for again, by its numbers. `on_failure` is
+    told why a subscription has ended or was refused.
     """
 
-    def __init__(self, taking: Taking, channels: Sequence[int]) -> None:
+    def __init__(
+        self, taking: Taking, feed: Feed, source: Address, on_failure: Callable[[Exception], None]
+    ) -> None:
+        """Raises KeyFileError."""
+        self.client = open_feed(feed.host, feed.port, key=feed.key, session="record")
         self._taking = taking
-        self._named = channels
-        self._source: Address = ("127.0.0.1", 0)
-        self._client: FeedClient | None = None
-        self._goals: dict[int, int] | None = None
+        self._source = source
+        self._on_failure = on_failure
         self._subscriptions: dict[int, asyncio.Task[Subscription]] = {}
 
-    def support(self, feed: Feed, channels: Sequence[int]) -> None:
-        """Bring what the lines lose, as soon as the feed can be reached."""
-        self._source = (socket.gethostbyname(feed.host), feed.port)
-        self._client = open_feed(feed.host, feed.port, key=feed.key, session="record")
-        for channel in channels:
-            self._begin(channel, LIVE)
-
-    async def open(self, feed: Feed, from_start: bool, until_now: bool) -> None:
-        """Connect and begin, where nothing else brings anything. Raises ClientError, OSError."""
-        self._source = (socket.gethostbyname(feed.host), feed.port)
-        self._client = await connect_feed(feed.host, feed.port, key=feed.key, session="record")
-        state = await self._client.ready()
-        next_numbers = dict(state.channels)
-        channels = self._named or list(next_numbers)
-        if until_now:
-            numbers = {one: next_numbers.get(one, 1) for one in channels}
-            self._goals = {one: number for one, number in numbers.items() if number > 1}
-            if not self._goals:
-                self._taking.end()
-        for channel in channels:
-            self._begin(channel, 1 if from_start else next_numbers.get(channel, 1))
-
-    async def close(self) -> None:
-        """Log out."""
-        for subscription in self._subscriptions.values():
-            subscription.cancel()
-        if self._client is not None:
-            await self._client.close()
-
-    def _begin(self, channel: int, from_number: int) -> None:
+    def begin(self, channel: int, from_number: int) -> None:
         """Take a channel from a number on, or from what comes next."""
         subscribing = asyncio.ensure_future(self._subscribe(channel, from_number))
         subscribing.add_done_callback(self._on_subscribed)
         self._subscriptions[channel] = subscribing
 
+    async def close(self) -> None:
+        """Log out; nobody is told of the ends that this makes."""
+        self._on_failure = _ignore
+        for subscription in self._subscriptions.values():
+            subscription.cancel()
+        await self.client.close()
+
     async def _subscribe(self, channel: int, from_number: int) -> Subscription:
-        assert self._client is not None, "it is open"
-        return await self._client.subscribe(
+        return await self.client.subscribe(
             channel,
             start=SubscriptionStart.LIVE if from_number == LIVE else SubscriptionStart.NUMBER,
             from_number=from_number,
@@ -209,66 +209,154 @@ class FeedSource:
     def _on_subscribed(self, subscribing: asyncio.Task[Subscription]) -> None:
         if not subscribing.cancelled() and (error := subscribing.exception()) is not None:
             assert isinstance(error, Exception)
-            self._taking.fail(error)
+            self._on_failure(error)
 
     def _on_packet(self, channel: int, payload: bytes) -> None:
         destination = (group_of(MADE_UP.group, channel), MADE_UP.port)
         self._taking.take(Datagram(time.time_ns(), self._source, destination, payload))
-        goals = self._goals
-        if goals and self._taking.recorder.next_number(channel) >= goals.get(channel, NUMBER_MAX):
-            del goals[channel]
-            if not goals:
-                self._taking.end()
+        self._taking.look(channel)
 
     def _on_notice(self, channel: int, notice: Subscribed | Skipped | RequestEnd) -> None:
         if isinstance(notice, Skipped):
             self._subscriptions[channel].result().close()
-            self._begin(channel, notice.from_number)
+            self.begin(channel, notice.from_number)
 
     def _on_end(self, reason: ClientError | None) -> None:
-        self._taking.fail(reason or ToolError("the feed has ended a subscription"))
+        self._on_failure(reason or ToolError("the feed has ended a subscription"))
+
+
+def _ignore(_error: Exception) -> None:
+    """The end was wanted."""
+
+
+async def address_of(feed: Feed) -> Address:
+    """Where a feed is, for the datagrams that seem to come from there. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(feed.host, feed.port, family=socket.AF_INET)
+    return (str(found[0][4][0]), feed.port)
+
+
+async def support(taking: Taking, feed: Feed, channels: Sequence[int]) -> None:
+    """Bring what the lines lose of some channels, until this is canceled.
+
+    The lines do not depend on it: what goes wrong is said, once in a row, and tried again.
+    """
+    said = ""
+    while True:
+        failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        try:
+            part = FeedPart(taking, feed, await address_of(feed), partial(_fail, failed))
+            try:
+                for channel in channels:
+                    part.begin(channel, LIVE)
+                await failed
+            finally:
+                await part.close()
+        except (ClientError, ToolError, OSError) as error:
+            if str(error) != said:
+                said = str(error)
+                print(f"exchange: without the feed: {said}", file=sys.stderr, flush=True)
+        await asyncio.sleep(SUPPORT_PAUSE_S)
+
+
+def _fail(failed: asyncio.Future[None], error: Exception) -> None:
+    if not failed.done():
+        failed.set_exception(error)
+
+
+class FeedSource:
+    """A feed as the only source: as many connections as its bound of subscriptions asks for."""
+
+    def __init__(self, taking: Taking) -> None:
+        self._taking = taking
+        self._parts: list[FeedPart] = []
+
+    async def open(self, feed: Feed, arguments: argparse.Namespace) -> None:
+        """Connect, and take the channels that were named, or all. Raises ClientError, OSError."""
+        # The first connection of a client is tried once: what is wrong is said at once.
+        async with await connect_feed(
+            feed.host, feed.port, key=feed.key, session="record"
+        ) as client:
+            next_numbers = dict((await client.ready()).channels)
+        channels: list[int] = arguments.channel or list(next_numbers)
+        if arguments.until_now:
+            self._taking.end_at({one: next_numbers.get(one, 1) for one in channels})
+        source = await address_of(feed)
+        for some in batches(channels):
+            part = FeedPart(self._taking, feed, source, self._taking.fail)
+            self._parts.append(part)
+            for channel in some:
+                part.begin(channel, 1 if arguments.from_start else next_numbers.get(channel, 1))
+
+    async def close(self) -> None:
+        """Log out."""
+        for part in self._parts:
+            await part.close()
+
+
+def batches(channels: Sequence[int]) -> list[Sequence[int]]:
+    """Channels, each once, in parts that one connection to a feed may subscribe to."""
+    each = list(dict.fromkeys(channels))
+    starts = range(0, len(each), SUBSCRIPTIONS_MAX)
+    return [each[start : start + SUBSCRIPTIONS_MAX] for start in starts]
 
 
 async def record_live(arguments: argparse.Namespace, recorder: Recorder) -> int:
     """Record from the network; how many datagrams the kernel has dropped."""
     source = read_source(arguments)
+    if source.lines and (arguments.from_start or arguments.until_now):
+        raise UsageError("--from-start and --until-now go with a feed alone")
     taking = Taking(recorder)
-    multicast, feed = MulticastSource(taking), FeedSource(taking, arguments.channel or ())
+    multicast, alone = MulticastSource(taking), FeedSource(taking)
+    helpers: list[asyncio.Task[None]] = []
     try:
         for line in source.lines:
             for channel in source.channels:
                 multicast.join(line, group_of(line.group, channel))
                 if arguments.snapshots:
                     multicast.join(line, snapshot_group_of(line.group, channel))
-        if source.lines and (arguments.from_start or arguments.until_now):
-            raise UsageError("--from-start and --until-now go with a feed alone")
         if source.lines and source.feed is not None:
-            feed.support(source.feed, source.channels)
+            for some in batches(source.channels):
+                helpers.append(asyncio.ensure_future(support(taking, source.feed, some)))
         elif source.feed is not None:
-            await feed.open(source.feed, arguments.from_start, arguments.until_now)
+            await alone.open(source.feed, arguments)
         await taking.wait(arguments.seconds)
         multicast.finish()
     finally:
         multicast.close()
-        await feed.close()
+        for helper in helpers:
+            helper.cancel()
+        await asyncio.gather(alone.close(), *helpers, return_exceptions=True)
+    for helper in helpers:
+        if not helper.cancelled():
+            helper.result()  # A defect of ours, since nothing else ends it.
     return sum(taking.dropped_counts.values())
 
 
 @contextmanager
 def outputs(arguments: argparse.Namespace) -> Iterator[Recorder]:
-    """A recorder with its files; they are ended in good order unless something fails."""
+    """A recorder with its files. Whatever ends a recording, what was recorded can be read."""
     with ExitStack() as stack:
-        pcap = None
+        pcap = tables = None
         if arguments.pcap is not None:
             file = stack.enter_context(arguments.pcap.open("xb", buffering=FILE_BUFFER_SIZE))
             pcap = PcapWriter(file)
-        if arguments.parquet is None:
-            yield Recorder(pcap, None)
-            return
-        tables = open_tables(arguments.parquet)
-        recorder = Recorder(pcap, tables.add)
+        if arguments.parquet is not None:
+            tables = open_tables(arguments.parquet)
+        recorder = Recorder(pcap, None if tables is None else tables.add)
+        if tables is not None:
+            stack.push(partial(_end_tables, tables, recorder))
+        stack.callback(recorder.end)
         yield recorder
-        recorder.end()
+
+
+def _end_tables(
+    tables: "MessageTables", recorder: Recorder, _kind: object, error: object, _trace: object
+) -> None:
+    """End them, so that readers find their rows; a failure before the first leaves no files."""
+    if error is not None and not recorder.counts.messages:
+        tables.discard()
+    else:
         tables.close()
 
 

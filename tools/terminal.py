@@ -151,6 +151,8 @@ class MarketTable:
     def _last_price(self, row: Row) -> Text:
         """The price with an arrow for its last move."""
         price = row.seen.last_price
+        if price is None:
+            return Text(f"{NONE}  ")
         before = self._last.get(row.symbol, price)
         if price != before or row.symbol not in self._arrows:
             up, down = ("▲", "green"), ("▼", "red")
@@ -159,8 +161,7 @@ class MarketTable:
                 mark, style = " ", ""
             self._arrows[row.symbol] = Text(mark, style=style)
         self._last[row.symbol] = price
-        shown = format_price(price, row.price_digits) if price else NONE
-        return Text.assemble(shown, " ", self._arrows[row.symbol])
+        return Text.assemble(format_price(price, row.price_digits), " ", self._arrows[row.symbol])
 
 
 class LiveView:

@@ -230,7 +230,7 @@ def as_json(sight: Sight) -> str:
             "bid_quantity": row.seen.bid_quantity or None,
             "ask_price": row.seen.ask_price if row.seen.ask_quantity else None,
             "ask_quantity": row.seen.ask_quantity or None,
-            "last_price": row.seen.last_price or None,
+            "last_price": row.seen.last_price,
             "volume": row.seen.volume,
             "trades": row.seen.trade_count,
         }

@@ -287,50 +287,75 @@ def paced(interval_ns: int, in_flight: int = IN_FLIGHT, count: int = 64) -> Iter
 
 
 def run_until(venue: Venue, due_count: int) -> None:
-    """Let so many requests fall due, however busy the machine is."""
+    """Let so many requests fall due, however busy the machine is, and no more."""
     while venue.generator.due_count < due_count:
         venue.generator.run(MILLISECOND // 10)
+    venue.generator.end()
 
 
 def test_requests_fall_due_whatever_the_answers_do() -> None:
-    with paced(MILLISECOND // 10, in_flight=64) as venue:
+    with paced(MILLISECOND // 10, in_flight=4_096, count=4_096) as venue:
         run_until(venue, 20)
+        venue.generator.run(MILLISECOND)
         assert venue.generator.answer_count == 0
         sent = venue.read()
-        assert sent[:20] == [(n, ID_BASE + n - 1) for n in range(1, 21)]
-        assert len(sent) == venue.generator.due_count == venue.generator.unanswered_count
-        venue.generator.is_sending = False
+        count = venue.generator.due_count
+        assert count >= 20
+        assert sent == [(n, ID_BASE + n - 1) for n in range(1, count + 1)]
+        assert venue.generator.unanswered_count == count
         venue.generator.run(MILLISECOND)
-        assert venue.read() == []
+        assert venue.read() == [], "nothing falls due after the end"
 
 
 def test_what_cannot_be_sent_yet_is_late_not_forgotten() -> None:
     interval_ns = 2 * MILLISECOND
     with paced(interval_ns) as venue:
-        run_until(venue, IN_FLIGHT)
-        venue.generator.run(10 * interval_ns)
-        assert len(venue.read()) == IN_FLIGHT, "all that may be in flight"
-        for number in range(1, IN_FLIGHT + 1):
+        generator = venue.generator
+        run_until(venue, 3 * IN_FLIGHT)
+        count = generator.due_count
+        assert generator.unanswered_count == count
+        for number in range(1, count + 1):
+            assert len(venue.read()) == (
+                IN_FLIGHT if number == 1 else number <= count - IN_FLIGHT + 1
+            )
             venue.accept(number)
-        assert len(venue.read()) == IN_FLIGHT, "at once: they have been due for long"
-        for number in range(IN_FLIGHT + 1, 2 * IN_FLIGHT + 1):
+        late_ns = [duration_ns for duration_ns, _ in generator.latencies()]
+        # The last of the first ones was due many intervals before the end.
+        assert max(late_ns) >= (count - 1) * interval_ns
+        assert generator.answer_count == generator.due_count == count
+        assert generator.unanswered_count == 0
+
+
+def test_what_was_due_before_a_reset_is_answered_and_not_counted() -> None:
+    with paced(MILLISECOND, in_flight=64) as venue:
+        generator = venue.generator
+        while generator.due_count < 3:
+            generator.run(MILLISECOND // 10)
+        before = len(venue.read())
+        generator.reset()
+        while generator.due_count < 3:
+            generator.run(MILLISECOND // 10)
+        generator.end()
+        generator.run(MILLISECOND)
+        count = before + len(venue.read())
+        for number in range(1, count + 1):
             venue.accept(number)
-        late_ns = [duration_ns for duration_ns, _ in venue.generator.latencies()]
-        # The fifth request was due one interval after the fourth, though it was sent much later.
-        assert max(late_ns) >= 10 * interval_ns
-        assert venue.generator.answer_count == 2 * IN_FLIGHT
+        # One that fell due before the reset may have been sent behind it.
+        assert count - before - 1 <= generator.due_count <= count - before
+        assert generator.answer_count == generator.due_count
+        assert sum(counted for _, counted in generator.latencies()) == generator.due_count
 
 
 def test_connections_take_turns() -> None:
-    with paced(MILLISECOND // 10, in_flight=64) as venue:
+    with paced(MILLISECOND // 10, in_flight=4_096, count=4_096) as venue:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.setblocking(False)
         with ours, theirs:
-            venue.generator.add(theirs.fileno(), make_script(64), FIRST_REPORT)
+            venue.generator.add(theirs.fileno(), make_script(4_096), FIRST_REPORT)
             other = Venue(venue.generator, ours, theirs)
             run_until(venue, 20)
-            venue.generator.is_sending = False
+            venue.generator.run(MILLISECOND)
             first, second = venue.read(), other.read()
             assert abs(len(first) - len(second)) <= 1
             assert len(first) + len(second) == venue.generator.due_count
@@ -340,7 +365,7 @@ def test_a_trade_is_timed_from_when_its_order_was_due() -> None:
     with paced(MILLISECOND, in_flight=64) as venue, line_of(venue.generator) as line:
         generator = venue.generator
         run_until(venue, 4)
-        generator.is_sending = False
+        generator.run(MILLISECOND)
         # The report before the trade, the trade before the report, and an order without a trade.
         venue.accept(1)
         line.send_messages(1, trade(7_001), trade(7_001), trade(6_999))
@@ -366,7 +391,7 @@ def test_a_trade_is_timed_from_when_its_order_was_due() -> None:
 def test_a_packet_that_is_none_has_no_trades() -> None:
     with paced(MILLISECOND, in_flight=64) as venue, line_of(venue.generator) as line:
         run_until(venue, 1)
-        venue.generator.is_sending = False
+        venue.generator.run(MILLISECOND)
         venue.accept(1)
         whole = packets.encode_packet(
             packets.Packet(packets.DATA, 1, 5, 1, 0, [packets.Block(0, wire.encode(trade(7_001)))])

@@ -1,5 +1,6 @@
 """Parquet files of messages: columns, types, values, row groups; read back by pyarrow itself."""
 
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from protocol.market_data import (
     InstrumentDefinition,
     MarketDataMessage,
     OrderAdded,
+    OrderDeleted,
     Trade,
 )
 from tests.tools.trade_tables import integers
@@ -129,3 +131,29 @@ def test_a_file_has_its_name_when_it_is_whole(tmp_path: Path) -> None:
     assert {one.suffix for one in tmp_path.iterdir()} == {".parquet"}
     with pytest.raises(UsageError, match=r"event_definition\.parquet is there already"):
         MessageTables(tmp_path)
+
+
+def test_a_file_that_cannot_be_ended_does_not_keep_the_others_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = MessageTables(tmp_path)
+    made.add(Place(5, 1, 1, 0, 0), TRADE)
+    made.add(Place(5, 1, 2, 0, 0), OrderDeleted(2, 2, 1, 2))
+    write = parquet.ParquetWriter.write_table
+
+    def write_table(writer: Any, table: Any, **options: Any) -> None:
+        if "order_id" in table.schema.names and "quantity" not in table.schema.names:
+            raise OSError(ENOSPC, "No space left on device")
+        write(writer, table, **options)
+
+    monkeypatch.setattr(parquet.ParquetWriter, "write_table", write_table)
+    with pytest.raises(OSError, match="No space left"):
+        made.close()
+    assert [one["number"] for one in rows(tmp_path, Trade)] == [1]
+    partial = [one.name for one in tmp_path.iterdir() if one.suffix == ".partial"]
+    assert partial == ["order_deleted.parquet.partial"]
+
+
+def test_tables_that_are_discarded_leave_no_files(tmp_path: Path) -> None:
+    MessageTables(tmp_path).discard()
+    assert list(tmp_path.iterdir()) == []

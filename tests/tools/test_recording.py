@@ -4,26 +4,30 @@ import random
 from io import BytesIO
 from typing import Final
 
+import pytest
+
 from protocol.market_data import MarketDataMessage, OrderDeleted
 from protocol.packets import DATA, HEARTBEAT, SNAPSHOT, Block, Packet, encode_packet
 from protocol.wire import encode
+from tools import recording
 from tools.pcap import Datagram, PcapWriter, read_pcap
-from tools.recording import HELD_PACKETS_MAX, PAST_EPOCHS_MAX, Place, Recorder
+from tools.recording import EPOCHS_MAX, Place, Recorder
 
 EPOCH: Final = 3 << 20
 Said = tuple[int, int, MarketDataMessage]
 """Channel, number, message."""
 
 
-def message(number: int, channel: int = 1) -> MarketDataMessage:
-    return OrderDeleted(number, number + 7, channel, number)
+def message(number: int, channel: int = 1, later_ns: int = 0) -> MarketDataMessage:
+    return OrderDeleted(number, number + 7 + later_ns, channel, number)
 
 
 def packet(
-    number: int, count: int = 1, *, channel: int = 1, epoch: int = EPOCH, kind: int = DATA
+    number: int, count: int = 1, *, channel: int = 1, epoch: int = EPOCH, later_ns: int = 0
 ) -> bytes:
-    blocks = [Block(3, encode(message(one, channel))) for one in range(number, number + count)]
-    return encode_packet(Packet(kind, channel, epoch, number, 1_000 + number, blocks))
+    numbers = range(number, number + count)
+    blocks = [Block(3, encode(message(one, channel, later_ns))) for one in numbers]
+    return encode_packet(Packet(DATA, channel, epoch, number, 1_000 + number, blocks))
 
 
 class Heard:
@@ -39,8 +43,13 @@ class Heard:
             self.time_ns += 1
             self.recorder.take(Datagram(self.time_ns, ("a", 1), ("b", 2), payload))
 
-    def numbers(self, channel: int = 1) -> list[int]:
-        return [place.number for place, _ in self.told if place.channel == channel]
+    def numbers(self, channel: int = 1, epoch: int = EPOCH) -> list[int]:
+        places = (place for place, _ in self.told)
+        return [one.number for one in places if (one.epoch, one.channel) == (epoch, channel)]
+
+    @property
+    def held_size(self) -> int:
+        return self.recorder.held_size
 
 
 def test_lines_that_lose_and_shuffle_give_everything_once_and_in_order() -> None:
@@ -97,16 +106,33 @@ def test_a_longer_packet_takes_the_place_of_one_that_waits() -> None:
     assert heard.recorder.counts.duplicates == 1
 
 
-def test_a_hole_is_counted_when_too_much_waits() -> None:
+def test_a_hole_is_counted_when_too_much_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     heard = Heard()
-    heard.take(packet(1), packet(10, 2))
-    heard.take(*(packet(10 + 2 * one, 2) for one in range(1, HELD_PACKETS_MAX)))
-    assert heard.numbers() == [1]
-    heard.take(packet(10 + 2 * HELD_PACKETS_MAX))
-    assert heard.numbers() == [1, *range(10, 11 + 2 * HELD_PACKETS_MAX)]
+    heard.take(packet(1), packet(1, channel=2), packet(3, channel=2), packet(10, 2))
+    waiting_size = heard.held_size
+    monkeypatch.setattr(recording, "HELD_SIZE_MAX", waiting_size)
+    heard.take(packet(12, 2))
+    assert heard.held_size <= waiting_size
+    assert heard.numbers() == [1, 10, 11], "the channel where most waits goes on"
+    assert heard.numbers(channel=2) == [1]
     assert heard.recorder.counts.missing == 8
     heard.take(packet(4))
+    assert heard.numbers() == [1, 10, 11, 12, 13]
     assert heard.recorder.counts.duplicates == 1
+    assert heard.recorder.counts.set_backs == 0
+
+
+def test_what_a_feed_brings_seconds_later_is_in_its_place() -> None:
+    heard = Heard()
+    numbers = [one for one in range(1, 15_001) if one != 20]
+    heard.take(*map(packet, numbers[:12_000]))
+    assert heard.numbers() == list(range(1, 20))
+    heard.take(packet(20))
+    assert len(heard.numbers()) < 100, "a long wait is worked off in slices"
+    heard.take(*map(packet, numbers[12_000:]))
+    assert heard.numbers() == list(range(1, 15_001))
+    counts = heard.recorder.counts
+    assert (counts.missing, counts.duplicates, heard.held_size) == (0, 0, 0)
 
 
 def test_what_waits_at_the_end_is_taken() -> None:
@@ -117,19 +143,52 @@ def test_what_waits_at_the_end_is_taken() -> None:
     assert heard.recorder.counts.missing == 6
 
 
-def test_another_epoch_begins_anew_and_the_last_one_does_not_come_back() -> None:
+def test_epochs_do_not_disturb_each_other() -> None:
     heard = Heard()
-    heard.take(
-        packet(7), packet(9), packet(1, epoch=EPOCH + 1), packet(8), packet(2, epoch=EPOCH + 1)
-    )
-    assert [(place.epoch - EPOCH, place.number) for place, _ in heard.told] == [
-        *((0, 7), (0, 9)),
-        *((1, 1), (1, 2)),
-    ]
-    for epoch in range(2, 2 * PAST_EPOCHS_MAX):
-        heard.take(packet(1, epoch=EPOCH + epoch), packet(2, epoch=EPOCH + epoch - 1))
-    assert heard.told[-1][0].epoch == EPOCH + 2 * PAST_EPOCHS_MAX - 1
-    assert len(heard.told) == 4 + 2 * PAST_EPOCHS_MAX - 2
+    for number in (1, 2, 4, 3, 5):
+        heard.take(packet(number), packet(6 - number, epoch=EPOCH + 4))
+    heard.recorder.end()
+    assert heard.numbers(epoch=EPOCH) == [1, 2, 3, 4, 5]
+    assert heard.numbers(epoch=EPOCH + 4) == [5]
+    assert heard.recorder.counts.epochs == 2
+    assert heard.recorder.counts.missing == 0
+    assert heard.recorder.next_number(1) == 6
+
+
+def test_the_epoch_that_was_silent_for_longest_is_over() -> None:
+    heard = Heard()
+    heard.take(packet(1), packet(1, epoch=EPOCH + 1), packet(3, epoch=EPOCH + 1), packet(2))
+    others = range(2, EPOCHS_MAX)
+    heard.take(packet(4), *(packet(7, epoch=EPOCH + one) for one in others))
+    assert heard.numbers(epoch=EPOCH + 1) == [1]
+    heard.take(packet(5), packet(7, epoch=EPOCH + EPOCHS_MAX))
+    assert heard.numbers(epoch=EPOCH + 1) == [1, 3], "what waited is taken"
+    heard.take(packet(3))
+    assert heard.numbers(epoch=EPOCH) == [1, 2, 3, 4, 5]
+    assert heard.recorder.counts.epochs == EPOCHS_MAX + 1
+    assert heard.recorder.counts.missing == 1
+    assert heard.held_size == 0
+
+
+def test_what_a_venue_says_after_it_was_set_back_is_there_too() -> None:
+    heard = Heard()
+    old = [packet(one) for one in range(1, 11)]
+    heard.take(*old, packet(12), packet(14, later_ns=100))
+    heard.take(packet(6, later_ns=100), *old, packet(13), packet(11))
+    new = [packet(one, later_ns=100) for one in range(6, 16)]
+    heard.take(*new, *new)
+    heard.recorder.end()
+    assert heard.numbers() == [*range(1, 11), 12, *range(6, 16)]
+    assert [one.time_ns - place.number for place, one in heard.told] == [7] * 11 + [107] * 10
+    counts = heard.recorder.counts
+    assert (counts.set_backs, counts.missing, counts.invalid) == (1, 1, 0)
+
+
+def test_a_set_back_in_the_middle_of_a_packet_is_seen() -> None:
+    heard = Heard()
+    heard.take(packet(1, 6), packet(4, 8, later_ns=100))
+    assert heard.numbers() == [*range(1, 7), *range(4, 12)]
+    assert heard.recorder.counts.set_backs == 1
 
 
 def test_what_is_no_message_is_counted() -> None:
@@ -150,6 +209,8 @@ def test_what_is_no_message_is_counted() -> None:
         "snapshots": 1,
         "unknown": 1,
         "invalid": 3,
+        "epochs": 1,
+        "set_backs": 0,
     }
 
 
