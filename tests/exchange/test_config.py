@@ -10,12 +10,15 @@ from exchange.config import (
     GROUPS_MAX,
     Config,
     ConfigError,
+    FeedSettings,
     Limits,
     LineSettings,
     MarketDataSettings,
     MetricsSettings,
     ThrottleSettings,
+    UpstreamSettings,
     load,
+    load_feed,
 )
 from exchange.core.limits import GENESIS_CEILINGS
 from exchange.node.setup import initialise
@@ -220,3 +223,31 @@ def test_init_writes_every_setting_on_a_line_with_its_table(tmp_path: Path) -> N
         rows = written.split(f"\n[{table}]")[1].split("\n\n")[0].splitlines()[1:]
         keys = [row.partition(" = ")[0] for row in rows]
         assert keys == list(settings.__struct_fields__)
+
+
+def test_a_feed_reads_the_file_of_its_venue(tmp_path: Path) -> None:
+    made = initialise(tmp_path / "venue", name="north")
+    feed = load_feed(made.config)
+    assert feed.feed == load(made.config).feed == FeedSettings()
+    assert feed.venue.data == tmp_path / "venue" / "data"
+    assert feed.market_data == load(made.config).market_data
+    free = load_feed(initialise(tmp_path / "free", name="north", port=0).config)
+    assert (free.feed.port, free.feed.metrics_port) == (0, 0)
+
+
+def test_a_feed_of_its_own_needs_no_limits(tmp_path: Path) -> None:
+    upstream = '[feed.upstream]\nhost = "north"\nport = 9002\nkey = "keys/feed.pem"\n'
+    file = write(tmp_path, VENUE + "[feed]\nport = 7\nsnapshot_rate = 0\n" + upstream)
+    feed = load_feed(file)
+    assert feed.limits is None
+    assert feed.feed.upstream == UpstreamSettings("north", 9002, tmp_path / "keys" / "feed.pem")
+    with pytest.raises(ConfigError, match="limits"):
+        load(file)
+    for wrong, reason in (
+        ("[feed]\nsnapshot_rate = -1\n", "feed.snapshot_rate"),
+        ('[feed.upstream]\nhost = "north"\nport = 0\nkey = "k"\n', "feed.upstream.port"),
+        ('[feed.upstream]\nhost = "north"\nport = 1\n', "key"),
+        ('[feed.upstream]\nhots = "north"\n', "did you mean host"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            load_feed(write(tmp_path, VENUE + wrong))
