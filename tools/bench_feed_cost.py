@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -115,7 +116,8 @@ def measure_one(shape: Shape, bench: BenchVenue, feed: FeedProcess | None, index
     with ExitStack() as connected:
         seed = shape.seed + 1_000 * index
         lines = bench.connect(connected, shape.connections, f"cost-{index}", seed)
-        before, feed_s = read_sent(bench), processor_s(feed.process_id) if feed else 0.0
+        before, started_s = read_sent(bench), time.perf_counter()
+        feed_s = processor_s(feed.process_id) if feed else 0.0
         measured = measure(
             Load(
                 bench.venue.process_id,
@@ -127,13 +129,14 @@ def measure_one(shape: Shape, bench: BenchVenue, feed: FeedProcess | None, index
         )
         after = read_sent(bench)
         feed_s = processor_s(feed.process_id) - feed_s if feed else 0.0
+        elapsed_s = time.perf_counter() - started_s
     packets = after.packets - before.packets
     return {
         "orders_per_second": round(measured.orders / measured.seconds),
         "venue_cpu_us_per_order": round(measured.server_s / measured.orders * 1e6, 3),
         "sends_per_packet": round((after.calls - before.calls) / packets, 4),
         "packets_per_order": round(packets / measured.orders, 3),
-        "feed_cpu_share": round(feed_s / measured.seconds, 3),
+        "feed_cpu_share": round(feed_s / elapsed_s, 3),
     }
 
 
