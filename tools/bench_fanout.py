@@ -197,7 +197,6 @@ class FeedBench:
 
     def __init__(self, feed: FeedProcess, player: LogPlayer, offer: Offer, key: Path) -> None:
         self.feed = feed
-        self._player = player
         self._key = key
         self.offer = offer
         records = offer.plan.records
