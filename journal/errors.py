@@ -9,7 +9,7 @@ from typing import ClassVar
 
 
 class JournalError(Exception):
-    """Base of the three errors below; never raised itself."""
+    """Base of the errors below; never raised itself."""
 
     exit_code: ClassVar[int]
 
@@ -33,6 +33,17 @@ class JournalDamaged(JournalError):
         self.file = file
         self.offset = offset
         self.sequence = sequence
+
+
+class SnapshotDamaged(JournalError):
+    """A snapshot is not what was written, or cannot be read: an older one may be good."""
+
+    exit_code = 66
+
+    def __init__(self, defect: str, *, file: str = "") -> None:
+        super().__init__(f"snapshot damaged: {file}: {defect}" if file else f"snapshot: {defect}")
+        self.defect = defect
+        self.file = file
 
 
 class JournalFailed(JournalError):

@@ -102,6 +102,12 @@ def check_segment_size(size: int) -> None:
     assert is_valid, f"event segment size {size} is out of range"
 
 
+def has_room(end: int, size: int, segment_size: int) -> bool:
+    """Whether a segment of which `end` bytes are used takes a record with `size` bytes of events;
+    the first record always fits."""
+    return end == SEGMENT_HEADER_SIZE or end + RECORD_HEADER_SIZE + size <= segment_size
+
+
 def encode_segment_header(first_sequence: int, segment_size: int) -> bytes:
     body = _SEGMENT_BODY.pack(SEGMENT_MAGIC, FORMAT_VERSION, 0, segment_size, first_sequence)
     return body + struct.pack("<I", crc32(body))

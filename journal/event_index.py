@@ -38,6 +38,17 @@ class Row(NamedTuple):
     events_crc: int
 
 
+class IndexHead(NamedTuple):
+    """What an index says of its segment, unproven: the checksum is over all of it."""
+
+    first_sequence: int
+    last_sequence: int
+    size: int
+
+
+INDEX_HEAD_SIZE: Final = _HEAD.size
+
+
 class Index:
     """What is known of a sealed segment; sizes and offsets in bytes. Made by `decode_index`.
 
@@ -72,6 +83,12 @@ class Index:
         assert 0 <= place < self.row_count, f"row {place} of {self.row_count}"
         return Row(*_ROW.unpack_from(self._content, _HEAD.size + place * _ROW.size))
 
+    def has_row(self, place: int, row: tuple[int, int, int]) -> bool:
+        """Whether this record is in this place."""
+        if place >= self.row_count:
+            return False
+        return _ROW.unpack_from(self._content, _HEAD.size + place * _ROW.size) == row
+
     def find_sequence(self, sequence: int) -> int:
         """Offset of the record that has the sequence; 0: it is not in the segment."""
         if not self.first_sequence <= sequence <= self.last_sequence:
@@ -82,9 +99,13 @@ class Index:
 
     def next_row(self, offset: int) -> int:
         """Offset of the first record at or behind this one; 0: there is none."""
-        rows = range(self.row_count)
-        place = bisect_left(rows, offset, key=lambda row: self.row(row).offset)
+        place = self.place_of(offset)
         return self.row(place).offset if place < self.row_count else 0
+
+    def place_of(self, offset: int) -> int:
+        """Place of the first record at or behind this offset; their count: there is none."""
+        rows = range(self.row_count)
+        return bisect_left(rows, offset, key=lambda row: self.row(row).offset)
 
     def last_number(self, kind: int, stream_id: int) -> int:
         """The last number of a stream; 0: nothing of it is in the segment."""
@@ -113,6 +134,16 @@ class Index:
     def _find_stream(self, kind: int, stream_id: int) -> int:
         count, offset = self._stream_count, self._streams_offset
         return find_stream(self._content, count, offset, kind, stream_id)
+
+
+def decode_index_head(content: bytes) -> IndexHead | None:
+    """What the first INDEX_HEAD_SIZE bytes of an index say, None when they are not those of one."""
+    if len(content) < INDEX_HEAD_SIZE:
+        return None
+    magic, version, _, _, first_sequence, last_sequence, size, _ = _HEAD.unpack_from(content)
+    if magic != INDEX_MAGIC or version != FORMAT_VERSION:
+        return None
+    return IndexHead(first_sequence, last_sequence, size)
 
 
 def decode_index(content: bytes) -> Index | None:

@@ -281,15 +281,17 @@ def _read(file: File, offset: int) -> EventRecord | None:
     return EventRecord(header, events) if is_whole(events, header) else None
 
 
-def check_events(commands: Storage, events: Storage) -> int:
+def check_events(commands: Storage, events: Storage, *, is_partial: bool = False) -> int:
     """Compare every record of events/ with that of commands/, and every index with its segment.
 
-    Returns the last sequence that events/ reaches. Raises JournalDamaged.
+    Partial: only records of segments that were not archived. Returns the last sequence that
+    events/ reaches. Raises JournalDamaged.
     """
     reader = EventReader(events)
-    found = iter(reader.records())
+    journal = read_only(commands, is_partial=is_partial)
+    found = reader.records(journal.first_sequence)
     sequence = 0
-    for record in read_only(commands).records():
+    for record in journal.records():
         event = next(found, None)
         if event is None:
             break

@@ -12,7 +12,6 @@ All of it belongs to one thread; only the sealing job runs elsewhere, on files t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from threading import Lock
 from typing import Final, NamedTuple
@@ -26,18 +25,24 @@ from journal.event_format import (
     SEGMENT_SUFFIX,
     RecordHeader,
     check_segment_size,
-    decode_record_header,
     encode_record_header,
     encode_segment_header,
+    has_room,
     index_name,
-    is_segment_header,
-    is_whole,
     parse_name,
     segment_name,
 )
-from journal.event_index import Index, Row, build_index, decode_index
+from journal.event_index import Index, build_index
+from journal.event_proof import (
+    find_unindexed,
+    good_records,
+    last_valid,
+    read_index,
+    read_trusted,
+)
 from journal.prepare import Execute, Join, Latch, run_in_thread
 from journal.segment import BLOCK_SIZE
+from journal.snapshot import SnapshotHead
 from journal.storage import TEMPORARY_SUFFIX, File, Storage, write_durably
 
 __all__ = ["EventLog", "EventPosition"]
@@ -69,6 +74,7 @@ class EventLog:
         self._checked: _CheckedSegment | None = None
         self._passed: list[_CheckedSegment] = []
         self._trusted: set[int] = set()  # segments that stay without having been checked
+        self._unindexed: list[int] = []  # those of them that have no good index
         self._is_started = False
         self._file: File | None = None
         self._position = EventPosition(0, 1, 0)
@@ -81,7 +87,9 @@ class EventLog:
         segment_size: int = EVENT_SEGMENT_SIZE,
         execute: Execute = run_in_thread,
     ) -> EventLog:
-        """Look at the folder. Changes no file; raises JournalFailed.
+        """Look at the folder, and make sure that what is read of it from now on is on the disk:
+        where a sync has failed, the cache may have pages that the disk has not and never gets.
+        Changes no file; raises JournalFailed.
 
         `segment_size` in bytes; with another one than before, everything is written again.
         """
@@ -95,12 +103,44 @@ class EventLog:
                     (SEGMENT_SUFFIX + TEMPORARY_SUFFIX, INDEX_SUFFIX + TEMPORARY_SUFFIX)
                 ):
                     log._leftovers.append(name)
+            for first, suffixes in sorted(log._known.items()):
+                if suffixes == {SEGMENT_SUFFIX}:  # An index is made of what is on the disk.
+                    with closing(storage.open(segment_name(first))) as file:
+                        file.settle()
         return log
+
+    def begin_behind(self, base: SnapshotHead) -> bool:
+        """Check records behind this snapshot only. False, and nothing has changed: the log does not
+        reach it. Raises JournalFailed.
+
+        A segment before it that lacks its index gets one at the start.
+        """
+        if base.events_segment_size != self._segment_size:
+            return False
+        unindexed = find_unindexed(self._storage, base)
+        if unindexed is None:
+            return False
+        first, end = base.events_segment, base.events_offset
+        self._unindexed = unindexed
+        self._trusted = {
+            other
+            for other, suffixes in self._known.items()
+            if other < first and SEGMENT_SUFFIX in suffixes
+        }
+        with self._latch.guard("look at events/"):
+            self._checked = self._look_into(first, end)
+        self._position = EventPosition(base.sequence, first, end)
+        return True
 
     @property
     def position(self) -> EventPosition:
         """Of the last record; one reference, readable anywhere."""
         return self._position
+
+    def check_failure(self) -> None:
+        """Raise the latched JournalFailed, if there is one: that of the sealing shows nowhere else
+        while nobody appends."""
+        self._latch.check()
 
     # Start.
 
@@ -112,18 +152,22 @@ class EventLog:
         events: bytes,
         events_crc: int,
     ) -> None:
-        """Compare the next record, from sequence 1 on, with what is there. Raises JournalFailed."""
+        """Compare the next record, from sequence 1 on or the first behind the base, with what is
+        there. Raises JournalFailed."""
         assert not self._is_started, "records are checked before the start"
         assert first_sequence == self._position.sequence + 1, "records are checked in order"
         header = RecordHeader(rules_version, first_sequence, command_count, len(events), events_crc)
-        with self._latch.guard("check events/"):
-            if self._checked is None or not self._has_room(len(events)):
-                self._enter(first_sequence)
-            assert self._checked is not None
-            self._checked.take(header, events)
-            self._position = EventPosition(
-                header.last_sequence, self._checked.first_sequence, self._checked.end
-            )
+        checked = self._checked
+        # Once for every record of the journal: no context manager, which costs as much as the rest.
+        self._latch.check()
+        try:
+            if checked is None or not self._has_room(len(events)):
+                checked = self._enter(first_sequence)
+            checked.take(header, events)
+        except OSError as error:
+            raise self._latch.fail("check events/", error) from error
+        last_sequence = first_sequence + command_count - 1
+        self._position = EventPosition(last_sequence, checked.first_sequence, checked.end)
 
     def start(self, head_sequence: int) -> None:
         """Take records from now on, after the one that ends at `head_sequence`.
@@ -156,13 +200,13 @@ class EventLog:
         with self._latch.guard("resume events/"):
             segments = {first for first, found in self._known.items() if SEGMENT_SUFFIX in found}
             while (first := self._position.sequence + 1) in segments:
-                index = self._read_trusted(first)
+                index = read_trusted(self._storage, first, self._segment_size)
                 if index is None:
                     break
                 self._trusted.add(first)
                 self._position = EventPosition(index.last_sequence, first, index.size)
             while (first := self._position.sequence + 1) in segments:
-                for header, events in _good_records(self._storage, first):
+                for header, events in good_records(self._storage, first):
                     rules_version, first_sequence, command_count, _, events_crc = header
                     self.check(first_sequence, command_count, rules_version, events, events_crc)
                 if self._position.sequence < first:
@@ -170,39 +214,41 @@ class EventLog:
             self._mend()
         self._is_started = True
 
-    def _read_trusted(self, first_sequence: int) -> Index | None:
-        """The index of a full segment; None when it has none or the segment is another."""
-        with closing(self._storage.open(segment_name(first_sequence))) as file:
-            header = encode_segment_header(first_sequence, self._segment_size)
-            if file.read(0, SEGMENT_HEADER_SIZE) != header:
-                return None
-            return _read_index(self._storage, first_sequence, file.size())
-
     def _has_room(self, size: int) -> bool:
-        """Whether the segment takes a record; the first of a segment always fits."""
-        end = self._position.offset
-        is_first = end == SEGMENT_HEADER_SIZE
-        return is_first or end + RECORD_HEADER_SIZE + size <= self._segment_size
+        """Whether the segment takes a record."""
+        return has_room(self._position.offset, size, self._segment_size)
 
-    def _enter(self, first_sequence: int) -> None:
+    def _enter(self, first_sequence: int) -> _CheckedSegment:
         """The segment that is checked begins here; the one before is full."""
         if self._checked is not None:
             self._checked.finish()
             self._passed.append(self._checked)
+        self._checked = self._look_into(first_sequence, SEGMENT_HEADER_SIZE)
+        return self._checked
+
+    def _look_into(self, first_sequence: int, end: int) -> _CheckedSegment:
         header = encode_segment_header(first_sequence, self._segment_size)
         is_there = SEGMENT_SUFFIX in self._known.get(first_sequence, ())
-        self._checked = _CheckedSegment(self._storage, first_sequence, header, is_there)
+        return _CheckedSegment(self._storage, first_sequence, header, is_there, end)
 
     def _find_ahead(self, head_sequence: int) -> tuple[str, int] | None:
         """File and last sequence of the valid records that go on behind the journal's head."""
         for first in sorted(self._known, reverse=True):
             if SEGMENT_SUFFIX in self._known[first]:
-                last = _last_valid(self._storage, first)
+                last = self._last_of(first, head_sequence)
                 if last > head_sequence:
                     return segment_name(first), last
             if first <= head_sequence:
                 break
         return None
+
+    def _last_of(self, first: int, head_sequence: int) -> int:
+        """The last sequence that a segment proves."""
+        checked = self._checked
+        if checked is not None and checked.first_sequence == first and not checked.is_aside:
+            # Up to the head it was found right just now.
+            return last_valid(self._storage, first, checked.end, head_sequence)
+        return last_valid(self._storage, first)
 
     def _forget_aside(self) -> None:
         """Remove what was written aside, as far as that goes."""
@@ -234,10 +280,13 @@ class EventLog:
             if has_index and not (is_full and segment.is_proven):
                 self._storage.remove(index_name(segment.first_sequence))
             segment.put_in_place()
+        for first in self._unindexed:
+            if INDEX_SUFFIX in self._known[first]:
+                self._storage.remove(index_name(first))
         self._storage.sync_folder()
-        for segment in self._passed:
-            if not segment.is_proven:
-                self._sealer.add(segment.first_sequence)
+        full = [one.first_sequence for one in self._passed if not one.is_proven]
+        for first in (*self._unindexed, *full):
+            self._sealer.add(first, self._storage.open(segment_name(first), is_writable=True))
         if self._checked is not None:
             name = segment_name(self._checked.first_sequence)
             self._file = self._storage.open(name, is_writable=True)
@@ -272,8 +321,7 @@ class EventLog:
 
     def _begin_segment(self, first_sequence: int) -> None:
         if self._file is not None:
-            self._file.close()
-            self._sealer.add(self._position.segment)
+            self._sealer.add(self._position.segment, self._file)
         self._file = self._storage.create(segment_name(first_sequence))
         self._file.write(0, encode_segment_header(first_sequence, self._segment_size))
         sequence = self._position.sequence
@@ -303,10 +351,11 @@ class _CheckedSegment:
     """A segment during the start: what is there, as long as it is right, then a copy aside."""
 
     def __init__(
-        self, storage: Storage, first_sequence: int, header: bytes, is_there: bool
+        self, storage: Storage, first_sequence: int, header: bytes, is_there: bool, end: int
     ) -> None:
+        """What is before `end` is known to be right."""
         self.first_sequence = first_sequence
-        self.end = len(header)  # of the records that were taken
+        self.end = end  # of the records that were taken
         self.is_aside = False
         self._storage = storage
         self._header = header
@@ -314,11 +363,14 @@ class _CheckedSegment:
         self._file: File | None = None
         self._index: Index | None = None
         self._row = 0
+        self._block = b""  # of a file without an index, from `_block_offset` on
+        self._block_offset = 0
         self._is_proven = False
         if is_there:
             self._file = storage.open(segment_name(first_sequence))
             if self._file.read(0, len(header)) == header:
-                self._index = _read_index(storage, first_sequence, self._file.size())
+                self._index = read_index(storage, first_sequence, self._file.size())
+                self._row = self._index.place_of(end) if self._index is not None else 0
             else:
                 self._file.close()
                 self._file = None
@@ -346,7 +398,11 @@ class _CheckedSegment:
             self._copy_aside()
         if self._index is not None and not self.is_aside:
             self._is_proven = self._row == self._index.row_count
-        self._index = None  # It is large, and there may be many segments.
+        if self._aside is not None:
+            self._aside.sync()
+        # They are large, and there may be many segments.
+        self._index = None
+        self._block = b""
         for file in (self._aside, self._file):
             if file is not None:
                 file.close()
@@ -370,12 +426,17 @@ class _CheckedSegment:
             return False
         if self._index is not None:
             # The index was made from the whole segment when it was full: no need to read it again.
-            row = Row(header.first_sequence, self.end, header.events_crc)
-            is_same = self._row < self._index.row_count and self._index.row(self._row) == row
+            row = (header.first_sequence, self.end, header.events_crc)
+            is_same = self._index.has_row(self._row, row)
             self._row += 1
             return is_same
-        content = encode_record_header(header) + events
-        return self._file.read(self.end, len(content)) == content
+        size = RECORD_HEADER_SIZE + len(events)
+        begin = self.end - self._block_offset
+        if begin + size > len(self._block):
+            begin, self._block_offset = 0, self.end
+            self._block = self._file.read(self.end, max(size, BLOCK_SIZE))
+        has_header = self._block.startswith(encode_record_header(header), begin)
+        return has_header and self._block.startswith(events, begin + RECORD_HEADER_SIZE)
 
     def _copy_aside(self) -> None:
         """Go on in a copy of what is right so far."""
@@ -396,23 +457,27 @@ class _CheckedSegment:
 
 
 class _Sealer:
-    """Syncs and indexes full segments, one after another, where `execute` says."""
+    """Syncs and indexes full segments, one after another, where `execute` says.
+
+    A segment is synced through the file that it was written through: the system tells each open
+    file once that writing back has failed, and one that is opened later may never hear of it.
+    """
 
     def __init__(self, storage: Storage, latch: Latch, execute: Execute) -> None:
         self._storage = storage
         self._latch = latch
         self._execute = execute
         self._lock = Lock()
-        self._backlog: deque[int] = deque()
+        self._backlog: deque[tuple[int, File]] = deque()
         self._is_running = False
         self._join: Join | None = None
 
-    def add(self, first_sequence: int) -> None:
-        """Seal this segment later. Waits, bounded, when too many are waiting."""
+    def add(self, first_sequence: int, file: File) -> None:
+        """Seal this segment later and close its file. Waits, bounded, when too many are waiting."""
         if len(self._backlog) >= SEAL_BACKLOG_MAX:
             self.wait()
         with self._lock:
-            self._backlog.append(first_sequence)
+            self._backlog.append((first_sequence, file))
             if self._is_running:
                 return
             self._is_running = True
@@ -432,71 +497,18 @@ class _Sealer:
                 if not self._backlog:
                     self._is_running = False
                     return
-                first_sequence = self._backlog.popleft()
+                first_sequence, file = self._backlog.popleft()
             try:
-                self._seal(first_sequence)
+                self._seal(first_sequence, file)
             except Exception as error:  # noqa: BLE001 - on a thread nobody else would hear of it
                 self._latch.fail(f"seal {segment_name(first_sequence)}", error)
                 with self._lock:
+                    for _, other in self._backlog:
+                        other.close()
                     self._backlog.clear()
 
-    def _seal(self, first_sequence: int) -> None:
-        with closing(self._storage.open(segment_name(first_sequence), is_writable=True)) as file:
+    def _seal(self, first_sequence: int, file: File) -> None:
+        with closing(file):
             file.sync()
         content = build_index(self._storage, first_sequence)
         write_durably(self._storage, index_name(first_sequence), [content])
-
-
-def _read_index(storage: Storage, first_sequence: int, size: int) -> Index | None:
-    """The index of a segment of this size; None when it is missing or is that of other bytes."""
-    try:
-        file = storage.open(index_name(first_sequence))
-    except FileNotFoundError:
-        return None
-    with closing(file):
-        index = decode_index(file.read(0, file.size()))
-    is_its = index is not None and (index.first_sequence, index.size) == (first_sequence, size)
-    return index if is_its else None
-
-
-def _good_records(storage: Storage, first_sequence: int) -> Iterator[tuple[RecordHeader, bytes]]:
-    """The records that a segment begins with, as far as they are good and follow each other."""
-    with closing(storage.open(segment_name(first_sequence))) as file:
-        if not is_segment_header(file.read(0, SEGMENT_HEADER_SIZE), first_sequence):
-            return
-        offset, sequence = SEGMENT_HEADER_SIZE, first_sequence
-        while (header := decode_record_header(file.read(offset, RECORD_HEADER_SIZE))) is not None:
-            events = file.read(offset + RECORD_HEADER_SIZE, header.size)
-            if header.first_sequence != sequence or not is_whole(events, header):
-                return
-            yield header, events
-            sequence = header.last_sequence + 1
-            offset += RECORD_HEADER_SIZE + header.size
-
-
-def _last_valid(storage: Storage, first_sequence: int) -> int:
-    """Last sequence that the beginning of a segment proves to have been durable, 0 for none.
-
-    Records count whose headers are good and follow each other, up to the last whose events are
-    whole; a good segment header proves the record before it.
-    """
-    with closing(storage.open(segment_name(first_sequence))) as file:
-        if not is_segment_header(file.read(0, SEGMENT_HEADER_SIZE), first_sequence):
-            return 0
-        index = _read_index(storage, first_sequence, file.size())
-        if index is not None:
-            return index.last_sequence
-        found: list[tuple[int, RecordHeader]] = []
-        offset, sequence = SEGMENT_HEADER_SIZE, first_sequence
-        while True:
-            header = decode_record_header(file.read(offset, RECORD_HEADER_SIZE))
-            if header is None or header.first_sequence != sequence:
-                break
-            found.append((offset, header))
-            sequence = header.last_sequence + 1
-            offset += RECORD_HEADER_SIZE + header.size
-        while found:
-            offset, header = found.pop()
-            if is_whole(file.read(offset + RECORD_HEADER_SIZE, header.size), header):
-                return header.last_sequence
-    return first_sequence - 1

@@ -1,7 +1,7 @@
 """The journal: read everything, then append, one record at a time.
 
-A journal is opened, read to its end (`records`), started, and then takes records: `build`, `write`,
-`sync`, again.
+A journal is opened, read to its end (`records`; from a snapshot on, if there is one), started, and
+then takes records: `build`, `write`, `sync`, again.
 
 Who owns what, so that a record may be built while the one before it is being synced:
 - the building side (`build`, `next_sequence`) belongs to one thread, the loop;
@@ -18,8 +18,9 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from typing import Final, NamedTuple
 
-from journal.errors import JournalFailed
+from journal.errors import JournalDamaged, JournalFailed
 from journal.manifest import (
+    ARCHIVED_NAME,
     MANIFEST_NAME,
     MARKER_NAME,
     Marker,
@@ -46,6 +47,7 @@ from journal.segment import (
     encode_header,
     zeros,
 )
+from journal.snapshot import SnapshotHead
 from journal.storage import File, Storage, write_durably
 
 TERM_MAX: Final = 2**62  # As all stored numbers.
@@ -85,12 +87,14 @@ class Journal:
         cls,
         storage: Storage,
         *,
+        start: SnapshotHead | None = None,
         floor_sequence: int = 0,
         segment_size: int = SEGMENT_SIZE_DEFAULT,
         prepare: Execute = run_in_thread,
     ) -> Journal:
         """Lock the folder, look at it, make durable what an earlier process left. Changes no file.
 
+        `start`: read what follows the record of this snapshot, instead of everything.
         `floor_sequence` is the highest sequence that something else proves to have been durable.
         `segment_size` in bytes is for new segments. Raises JournalHeld, JournalDamaged,
         JournalFailed.
@@ -103,6 +107,9 @@ class Journal:
         try:
             with latch.guard("look at the folder"):
                 folder = survey(storage)
+            if folder.is_archive:
+                raise JournalDamaged("an archive, which takes no records", file=ARCHIVED_NAME)
+            reader = JournalReader(storage, folder, floor_sequence, start)
             with latch.guard("sync what was left"):
                 for name in folder.unsealed_names:
                     with closing(storage.open(name)) as file:
@@ -112,7 +119,6 @@ class Journal:
         finally:
             if not is_open:
                 storage.close()
-        reader = JournalReader(storage, folder, floor_sequence)
         return cls(storage, latch, reader, segment_size, prepare)
 
     # Reading.
@@ -146,9 +152,20 @@ class Journal:
         return self._head.sequence == 0
 
     @property
+    def minimum_term(self) -> int:
+        """The term with which a start goes on: that of the head, or a higher one when records may
+        have been lost that others have seen."""
+        return max(self._head.term, self._reader.folder.minimum_term)
+
+    @property
     def repaired(self) -> str | None:
         """What `start` cut off the end, or None."""
         return self._repaired
+
+    def check_failure(self) -> None:
+        """Raise the latched JournalFailed, if there is one: that of the background work shows
+        nowhere else while nobody appends."""
+        self._latch.check()
 
     # Starting and stopping.
 
@@ -156,11 +173,13 @@ class Journal:
         """Repair a torn end, clear leftovers, and take records from now on, in `term`."""
         assert self._reader.is_finished, "a journal takes records after it was read to its end"
         assert not self._is_started, "a journal is started once"
-        assert self._head.term <= term <= TERM_MAX, f"term {term} after term {self._head.term}"
+        assert self.minimum_term <= term <= TERM_MAX, f"term {term} after term {self.minimum_term}"
         folder = self._reader.folder
         with self._latch.guard("remove leftovers"):
             for name in folder.leftovers:
-                self._storage.remove(name)
+                # An archiving beside this start may have given its file the final name meanwhile.
+                with suppress(FileNotFoundError):
+                    self._storage.remove(name)
         with self._latch.guard("repair the end"):
             self._cut_torn_tail()
         full = list(self._reader.unsealed)

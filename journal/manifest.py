@@ -1,6 +1,7 @@
-"""The two small text files: the manifest of sealed segments, and the clean-stop marker.
+"""The small text files: the manifest of sealed segments, the clean-stop marker, what was archived,
+and the least term.
 
-FORMAT.md, sections 4 and 5. A file is read by parsing it and writing what was parsed again: the
+FORMAT.md, sections 4, 5 and 11. A file is read by parsing it and writing what was parsed again: the
 bytes must be the same, so no second spelling of anything is accepted.
 """
 
@@ -12,11 +13,13 @@ from typing import Final, NamedTuple
 from zlib import crc32
 
 from journal.errors import JournalDamaged
-from journal.record import HASH_SIZE
+from journal.record import HASH_SIZE, NO_HASH
 from journal.storage import Storage
 
 MANIFEST_NAME: Final = "manifest"
 MARKER_NAME: Final = "clean-stop"
+ARCHIVED_NAME: Final = "archived"
+TERM_NAME: Final = "term"
 TEXT_SIZE_MAX: Final = 64 * 1024 * 1024  # Some 300,000 segments; bounds what a start reads.
 
 
@@ -36,6 +39,17 @@ class Marker(NamedTuple):
 
     sequence: int
     hash: bytes
+
+
+class Archived(NamedTuple):
+    """The last segment that may be missing, with those before it, and the head at its end."""
+
+    segment: int
+    sequence: int
+    hash: bytes
+
+
+NOTHING_ARCHIVED: Final = Archived(0, 0, NO_HASH)
 
 
 def encode_manifest(entries: Sequence[Sealed]) -> bytes:
@@ -73,6 +87,47 @@ def decode_marker(content: bytes) -> Marker:
     if encode_marker(marker) != content:
         raise JournalDamaged("clean-stop marker is damaged", file=MARKER_NAME)
     return marker
+
+
+def encode_archived(archived: Archived) -> bytes:
+    return _with_crc(
+        [
+            "brier archived 1",
+            f"segment {archived.segment}",
+            f"sequence {archived.sequence}",
+            f"hash {archived.hash.hex()}",
+        ]
+    )
+
+
+def decode_archived(content: bytes) -> Archived:
+    """Raises JournalDamaged."""
+    try:
+        _, segment, sequence, digest, _ = content.decode("ascii").splitlines()
+        archived = Archived(
+            int(segment.split()[1]), int(sequence.split()[1]), _decode_hash(digest.split()[1])
+        )
+    except (ValueError, IndexError):
+        raise JournalDamaged("file is damaged", file=ARCHIVED_NAME) from None
+    if encode_archived(archived) != content:
+        raise JournalDamaged("file is damaged", file=ARCHIVED_NAME)
+    return archived
+
+
+def encode_term(term: int) -> bytes:
+    return _with_crc(["brier term 1", f"term {term}"])
+
+
+def decode_term(content: bytes) -> int:
+    """Raises JournalDamaged."""
+    try:
+        _, line, _ = content.decode("ascii").splitlines()
+        term = int(line.split()[1])
+    except (ValueError, IndexError):
+        raise JournalDamaged("file is damaged", file=TERM_NAME) from None
+    if encode_term(term) != content:
+        raise JournalDamaged("file is damaged", file=TERM_NAME)
+    return term
 
 
 def read_text(storage: Storage, name: str) -> bytes:

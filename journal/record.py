@@ -184,9 +184,11 @@ def build_record(
 
 def read_header(content: Buffer, offset: int = 0) -> Header:
     """The header at `offset`. Raises RecordError when it is invalid; does not look at the chain."""
-    if len(content) - offset < HEADER_SIZE or content[offset : offset + len(MAGIC)] != MAGIC:
+    if len(content) - offset < HEADER_SIZE:
         raise RecordError(Defect.MAGIC)
     header = Header._make(_HEADER.unpack_from(content, offset))
+    if header.magic != MAGIC:
+        raise RecordError(Defect.MAGIC)
     if crc32(content[offset : offset + _BODY.size]) != header.header_crc:
         raise RecordError(Defect.HEADER_CRC)
     if header.format_version != FORMAT_VERSION:
@@ -224,12 +226,13 @@ def read_record(content: memoryview, previous: Head, segment_number: int, offset
     `offset` say where it starts. Raises RecordError.
     """
     header = read_chained_header(content, previous, offset == SECTOR_SIZE)
-    payload = content[HEADER_SIZE : HEADER_SIZE + header.payload_size]
+    end = HEADER_SIZE + header.payload_size
+    payload = content[HEADER_SIZE:end]
     if crc32(payload) != header.payload_crc:
         raise RecordError(Defect.PAYLOAD_CRC)
-    size = header.record_size
-    padding_size = size - HEADER_SIZE - header.payload_size
-    if content[size - padding_size : size] != _PADDING[:padding_size]:
+    size = padded_size(end)
+    # Not `==`, which compares a view item by item.
+    if not _PADDING.startswith(content[end:size]):
         raise RecordError(Defect.PADDING)
     digest = blake2b(content[:size], digest_size=HASH_SIZE).digest()
     head = Head(previous.sequence + header.command_count, digest, header.term, header.rules_version)

@@ -116,7 +116,9 @@ def zeros(size: int) -> Iterator[bytes]:
 
 def is_zero(content: bytes | memoryview) -> bool:
     """Whether all of `content` (at most a block) is zero."""
-    return content == _ZEROS[: len(content)]
+    assert len(content) <= BLOCK_SIZE, "at most a block"
+    # Not `==`, which compares a view item by item.
+    return _ZEROS.startswith(content)
 
 
 def hash_file(file: File) -> bytes:
@@ -132,10 +134,18 @@ def hash_file(file: File) -> bytes:
 class SegmentReader:
     """Reads records until one is not valid; then the attributes tell where and why."""
 
-    def __init__(self, file: File, segment: Segment, head: Head) -> None:
+    def __init__(
+        self,
+        file: File,
+        segment: Segment,
+        head: Head,
+        offset: int = SECTOR_SIZE,
+        record_count: int = 0,
+    ) -> None:
+        """From `offset` on, where `head` is that of the journal after `record_count` records."""
         self.head = head  # after the last valid record
-        self.offset = SECTOR_SIZE  # P: end of the last valid record
-        self.record_count = 0
+        self.offset = offset  # P: end of the last valid record
+        self.record_count = record_count  # of the segment, up to there
         self.defect: Defect | None = None  # None: the segment is full to its end
         self._file = file
         self._segment = segment
@@ -143,12 +153,14 @@ class SegmentReader:
     def records(self) -> Iterator[Record]:
         size = self._segment.size
         block = memoryview(b"")
-        start = self.offset
+        start, safe_end = self.offset, -1
         while self.offset < size:
             # The view reaches to the end of the largest record, or to the end of the segment.
-            if len(block) - (self.offset - start) < min(RECORD_SIZE_MAX, size - self.offset):
+            if self.offset > safe_end:
                 start = self.offset
                 block = memoryview(self._file.read(start, min(BLOCK_SIZE, size - start)))
+                end = start + len(block)
+                safe_end = end - RECORD_SIZE_MAX if end < size else size
             view = block[self.offset - start :]
             try:
                 record = read_record(view, self.head, self._segment.number, self.offset)

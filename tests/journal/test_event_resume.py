@@ -183,8 +183,9 @@ def test_power_loss_at_random(execute: Execute) -> None:
 @pytest.mark.parametrize("kind", ["open", "read", "write", "rename", "remove", "sync_folder"])
 def test_disk_that_fails_is_told(kind: Kind) -> None:
     torn = IMAGES | {SEGMENTS[-1]: IMAGES[SEGMENTS[-1]][:-1], f"{SEGMENTS[0]}.tmp": b""}
-    storage = FaultyStorage(MemoryStorage(torn), [Fault(kind, 1, errno.EIO)])
+    storage = FaultyStorage(MemoryStorage(torn))
     log = EventLog.open(storage, segment_size=SEGMENT_SIZE, execute=run_inline)
+    storage.add(Fault(kind, 1, errno.EIO))
     with pytest.raises(JournalFailed, match="resume events/"):
         log.resume()
     log.close()

@@ -232,6 +232,20 @@ def test_failure_of_the_sealing_is_raised_by_what_comes_next() -> None:
     assert disk.counts["sync"] == 1, "a failed sync is not tried again"
 
 
+def test_failure_of_the_sealing_can_be_asked_for() -> None:
+    disk = FaultyStorage(MemoryStorage(), [Fault("sync", 1, errno.EIO)])
+    log = EventLog.open(disk, segment_size=SEGMENT_SIZE, execute=run_inline)
+    log.start(0)
+    log.check_failure()
+    for batch in BATCHES:
+        if disk.counts["sync"]:
+            break
+        log.append(*batch)
+    with pytest.raises(JournalFailed, match="seal"):
+        log.check_failure()
+    log.close()
+
+
 def test_segments_wait_for_their_sealing_in_a_bounded_queue() -> None:
     storage = MemoryStorage()
     log = EventLog.open(storage, segment_size=300, execute=run_when_waited_for)

@@ -172,7 +172,10 @@ def test_a_failure_in_the_background_latches() -> None:
     fail_from_now(storage, "create", errno.ENOSPC, is_persistent=True)
     append(journal, noise(3000))
     batch = journal.build(noise(3000), 1, 0, 1)
+    journal.check_failure()
     journal.write(batch)  # The segment was prepared at start; the one after it cannot be.
+    with pytest.raises(JournalFailed, match=r"prepare segment 3: .*No space left"):
+        journal.check_failure()
     with pytest.raises(JournalFailed, match=r"prepare segment 3: .*No space left"):
         journal.sync()
     with pytest.raises(JournalFailed):

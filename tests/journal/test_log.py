@@ -13,7 +13,8 @@ from journal import (
     run_inline,
     verify,
 )
-from journal.memory import MemoryFile, MemoryStorage
+from journal.faulty import FaultyFile, FaultyStorage
+from journal.memory import MemoryStorage
 from journal.record import NO_HASH
 from tests.journal.life import (
     FIRST,
@@ -150,21 +151,21 @@ def test_the_next_record_is_built_while_one_is_synced() -> None:
     """A worker is inside sync while the loop builds; assertions hold the order of writes."""
     entered, release = Event(), Event()
 
-    class SlowFile(MemoryFile):
+    class SlowFile(FaultyFile):
         def sync_data(self) -> None:
             entered.set()
             assert release.wait(10)
             super().sync_data()
 
-    class SlowStorage(MemoryStorage):
+    class SlowStorage(FaultyStorage):
         is_slow = False
 
-        def open(self, name: str, *, is_writable: bool = False) -> MemoryFile:
-            if not self.is_slow:
-                return super().open(name, is_writable=is_writable)
-            return SlowFile(self._find(name), self, is_writable)
+        def open(self, name: str, *, is_writable: bool = False) -> FaultyFile:
+            file = memory.open(name, is_writable=is_writable)
+            return SlowFile(file, self) if self.is_slow else FaultyFile(file, self)
 
-    storage = SlowStorage()
+    memory = MemoryStorage()
+    storage = SlowStorage(memory)
     start(storage).close()
     journal = Journal.open(storage, segment_size=SEGMENT_SIZE, prepare=run_inline)
     assert list(journal.records()) == []
