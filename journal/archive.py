@@ -1,0 +1,349 @@
+"""Moves sealed segments of commands/ to an archive, and back. FORMAT.md, section 11.
+
+An archive is a folder with segments 1 to k as they were, a `manifest` of exactly these, and the
+file `archived`. Every step is durable before the next one begins, and a segment is removed only
+after its copy was read back from the disk; so a crash anywhere loses nothing, and running it again
+goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from typing import Final, NamedTuple
+
+from journal.copies import (
+    OperationRefused,
+    Report,
+    copy_durably,
+    has_hash,
+    is_zero_from,
+    replace_durably,
+    storage_errors,
+)
+from journal.errors import JournalDamaged, JournalFailed
+from journal.manifest import (
+    ARCHIVED_NAME,
+    MANIFEST_NAME,
+    MARKER_NAME,
+    NOTHING_ARCHIVED,
+    TERM_NAME,
+    Archived,
+    Sealed,
+    decode_manifest,
+    decode_term,
+    encode_archived,
+    encode_manifest,
+    encode_term,
+    read_text,
+)
+from journal.reader import Folder, survey
+from journal.record import NO_HASH, SECTOR_SIZE, START, Head
+from journal.segment import (
+    PREPARED_SUFFIX,
+    SEGMENT_SUFFIX,
+    Segment,
+    SegmentReader,
+    encode_header,
+    parse_name,
+    read_header,
+    zeros,
+)
+from journal.snapshot import KEPT_MIN, SnapshotHead
+from journal.storage import Storage
+
+ASIDE_NAME: Final = "archived.aside"
+"""What `archived` is written to first. A venue that starts meanwhile leaves it alone."""
+FREE_SIZE_RESERVED: Final = 64 * 1024 * 1024
+"""Bytes that stay free where segments are copied to."""
+SURVEY_TRIES: Final = 3
+"""Looks at a folder that a venue changes meanwhile; it does so once in many seconds."""
+
+
+class Restored(NamedTuple):
+    """What a restore has done."""
+
+    segment_count: int
+    """Segments that were copied."""
+    head: Head | None
+    """Where the journal ends, when it was made anew from the archive; None when it was there."""
+    term: int
+    """The least term of the next start, when the journal was made anew."""
+
+
+def archivable_count(commands: Storage, starts: Sequence[SnapshotHead], keep: int) -> int:
+    """How many segments, counted from the first one, no start from these valid snapshots (newest
+    first) needs, less the newest `keep` of them; 0 with fewer than two snapshots. Raises
+    JournalDamaged, JournalFailed."""
+    if len(starts) < KEPT_MIN:
+        return 0
+    with storage_errors("look at the journal"):
+        sealed_count = len(_survey_live(commands).sealed)
+    needed = min(start.commands_segment for start in starts[:KEPT_MIN])
+    return max(0, min(needed - 1, sealed_count) - keep)
+
+
+def archive_segments(commands: Storage, archive: Storage, count: int, report: Report) -> int:
+    """Move the segments 1 to `count` of a journal to its archive, as far as they are not there yet;
+    how many were moved. Works beside a venue that appends; one at a time.
+
+    Raises OperationRefused, JournalDamaged, JournalFailed; what was moved before has been moved.
+    """
+    with storage_errors("archive"):
+        folder = _survey_live(commands)
+        assert count <= len(folder.sealed), "only sealed segments are moved"
+        with suppress(FileNotFoundError):
+            commands.remove(ASIDE_NAME)
+        mover = _Mover(commands, archive, folder, report)
+        here = set(commands.names())
+        for sealed in folder.sealed[: max(count, folder.archived.segment)]:
+            if _name_of(sealed) in here:
+                mover.move(sealed)
+        return mover.moved_count
+
+
+class _Mover:
+    """Moves segments, lowest first."""
+
+    def __init__(self, commands: Storage, archive: Storage, folder: Folder, report: Report) -> None:
+        self.moved_count = 0
+        self._commands = commands
+        self._archive = archive
+        self._folder = folder
+        self._report = report
+        self._lines = _open_archive(archive, folder.sealed)
+        gone = folder.archived.segment
+        if gone > len(self._lines):
+            raise OperationRefused(
+                f"segments 1 to {gone} of this journal were archived before, and this archive has "
+                f"{len(self._lines)} of them: name the archive that has them all"
+            )
+
+    def move(self, sealed: Sealed) -> None:
+        """One segment: copied, listed, said to be archived, removed; each step durable."""
+        name = _name_of(sealed)
+        if sealed.number > len(self._lines) or not has_hash(self._archive, name, sealed.hash):
+            self._check_room(sealed)
+            copy_durably(self._commands, name, self._archive, name, sealed.hash)
+        if sealed.number > len(self._lines):
+            self._lines.append(sealed)
+            replace_durably(self._archive, MANIFEST_NAME, [encode_manifest(self._lines)])
+        if sealed.number > self._folder.archived.segment:
+            content = encode_archived(self._archived_with(sealed))
+            replace_durably(self._archive, ARCHIVED_NAME, [content])
+            with closing(self._commands.create(ASIDE_NAME)) as file:
+                file.write(0, content)
+                file.sync()
+            self._commands.rename(ASIDE_NAME, ARCHIVED_NAME)
+            self._commands.sync_folder()
+        self._commands.remove(name)
+        self._commands.sync_folder()
+        self.moved_count += 1
+        self._report(
+            f"segment {sealed.number}: {sealed.size} bytes moved, "
+            f"sequences {sealed.first_sequence} to {sealed.last_sequence}"
+        )
+
+    def _archived_with(self, sealed: Sealed) -> Archived:
+        """What is archived with this segment; the segment behind it says what its last hash is."""
+        names = [name for name in self._commands.names() if name.endswith(SEGMENT_SUFFIX)]
+        [following] = [name for name in names if parse_name(name)[0] == sealed.number + 1]
+        with closing(self._commands.open(following)) as file:
+            header = read_header(file, following)
+        if header.first_sequence != sealed.last_sequence + 1:
+            raise JournalDamaged("first sequence does not continue the manifest", file=following)
+        return Archived(sealed.number, sealed.last_sequence, header.previous_hash)
+
+    def _check_room(self, sealed: Sealed) -> None:
+        check_room(self._archive, sealed.size, f"segment {sealed.number} into the archive")
+
+
+def check_room(storage: Storage, size: int, what: str) -> None:
+    """Raises JournalFailed when a disk is too full for what is to be copied to it."""
+    free = storage.free_size()
+    if free < size + FREE_SIZE_RESERVED:
+        needed = size + FREE_SIZE_RESERVED
+        raise JournalFailed(f"copy {what}", f"{free} bytes are free there, {needed} are needed")
+
+
+def restore_segments(archive: Storage, commands: Storage, report: Report) -> Restored:
+    """Bring back from an archive what a journal lacks, or make the journal anew where there is
+    none. Nobody may have the journal open.
+
+    Archived segments that are missing, or are not what the manifest says, are replaced; without a
+    manifest the archive's counts. A journal that is made anew ends where the archive does, and its
+    next start begins a new term, since what came after is lost. Raises OperationRefused,
+    JournalDamaged, JournalFailed; may be run again.
+    """
+    with storage_errors("restore"):
+        lines = _archive_lines(archive)
+        if not lines:
+            raise OperationRefused("this is no archive, or an empty one")
+        sealed = _readable_manifest(commands)
+        if sealed is None and _is_unused(commands, lines):
+            return _make_anew(archive, lines, commands, report)
+        return _put_back(archive, lines, commands, lines if sealed is None else sealed, report)
+
+
+def _readable_manifest(commands: Storage) -> list[Sealed] | None:
+    if MANIFEST_NAME not in commands.names():
+        return None
+    try:
+        return decode_manifest(read_text(commands, MANIFEST_NAME))
+    except JournalDamaged:
+        return None
+
+
+def _is_unused(commands: Storage, lines: Sequence[Sealed]) -> bool:
+    """Whether there is no journal here, but at most what an earlier try to restore has left."""
+    names = commands.names()
+    own = {_name_of(line) for line in lines}
+    following = Segment(len(lines) + 1, 0, lines[-1].last_sequence + 1, NO_HASH).name
+    if MANIFEST_NAME in names or ARCHIVED_NAME in names:
+        return False
+    for name in names:
+        if name.endswith(PREPARED_SUFFIX) or (
+            name.endswith(SEGMENT_SUFFIX) and name not in own and name != following
+        ):
+            return False
+    if following not in names:
+        return True
+    with closing(commands.open(following)) as file:
+        return is_zero_from(file, SECTOR_SIZE)
+
+
+def _put_back(
+    archive: Storage,
+    lines: Sequence[Sealed],
+    commands: Storage,
+    sealed: Sequence[Sealed],
+    report: Report,
+) -> Restored:
+    _check_same(lines, sealed)
+    here = set(commands.names())
+    lost = [line.number for line in sealed[len(lines) :] if _name_of(line) not in here]
+    if lost:
+        raise OperationRefused(
+            f"segments {', '.join(map(str, lost))} are neither here nor in the archive, "
+            f"which has 1 to {len(lines)}"
+        )
+    bad = [line for line in sealed if not has_hash(commands, _name_of(line), line.hash)]
+    wanted = [line for line in bad if line.number <= len(lines)]
+    check_room(commands, sum(line.size for line in wanted), "segments into the journal")
+    for line in reversed(wanted):
+        name = _name_of(line)
+        if name in here:
+            kept = free_name(commands, f"replaced-{line.number:020}")
+            commands.rename(name, kept)
+            report(f"segment {line.number}: it was damaged, and is kept as {kept}")
+        copy_durably(archive, name, commands, name, line.hash)
+        report(f"segment {line.number}: {line.size} bytes copied")
+    for line in bad[len(wanted) :]:
+        report(f"segment {line.number}: it is damaged, and the archive does not have it")
+    if ARCHIVED_NAME in here:
+        commands.remove(ARCHIVED_NAME)
+    commands.sync_folder()
+    return Restored(len(wanted), None, 0)
+
+
+def _make_anew(
+    archive: Storage, lines: Sequence[Sealed], commands: Storage, report: Report
+) -> Restored:
+    head = _read_archive(archive, lines)
+    last = lines[-1]
+    following = Segment(last.number + 1, last.size, head.sequence + 1, head.hash)
+    wanted = [line for line in lines if not has_hash(commands, _name_of(line), line.hash)]
+    check_room(commands, sum(line.size for line in wanted) + last.size, "the archive")
+    term = max(head.term, _noted_term(archive), _noted_term(commands)) + 1
+    # First the archive: whatever becomes of this journal, no other one gets the term.
+    replace_durably(archive, TERM_NAME, [encode_term(term)])
+    replace_durably(commands, TERM_NAME, [encode_term(term)])
+    for line in wanted:
+        copy_durably(archive, _name_of(line), commands, _name_of(line), line.hash)
+        report(f"segment {line.number}: {line.size} bytes copied")
+    rest = zeros(following.size - SECTOR_SIZE)
+    replace_durably(commands, following.name, [encode_header(following), *rest])
+    # Last the manifest: without it no venue starts here.
+    replace_durably(commands, MANIFEST_NAME, [encode_manifest(lines)])
+    return Restored(len(wanted), head, term)
+
+
+def _read_archive(archive: Storage, lines: Sequence[Sealed]) -> Head:
+    """Read all records of an archive; the head at its end. Raises JournalDamaged."""
+    head = START
+    for line in lines:
+        name = _name_of(line)
+        if not has_hash(archive, name, line.hash):
+            raise JournalDamaged(
+                "hash of the archived segment differs from the manifest", file=name
+            )
+        with closing(archive.open(name)) as file:
+            segment = read_header(file, name)
+            reader = SegmentReader(file, segment, head)
+            deque(reader.records(), maxlen=0)
+        if (segment.previous_hash, reader.head.sequence) != (head.hash, line.last_sequence):
+            raise JournalDamaged("contents differ from the manifest", file=name)
+        head = reader.head
+    return head
+
+
+def _open_archive(archive: Storage, sealed: Sequence[Sealed]) -> list[Sealed]:
+    """What an archive has; in an empty folder one is begun. Raises OperationRefused."""
+    names = archive.names()
+    if ARCHIVED_NAME not in names:
+        if MANIFEST_NAME in names or any(name.endswith(SEGMENT_SUFFIX) for name in names):
+            raise OperationRefused("the folder of a journal, not an archive; name another folder")
+        replace_durably(archive, ARCHIVED_NAME, [encode_archived(NOTHING_ARCHIVED)])
+    lines = _archive_lines(archive)
+    _check_same(lines, sealed)
+    if len(lines) > len(sealed):
+        raise OperationRefused(
+            f"the archive has segments 1 to {len(lines)}, of the journal 1 to {len(sealed)} are "
+            "sealed: the archive of another journal, or the journal has lost some"
+        )
+    numbers = [parse_name(name)[0] for name in names if name.endswith(SEGMENT_SUFFIX)]
+    if MARKER_NAME in names or any(number > len(lines) + 1 for number in numbers):
+        raise OperationRefused("the folder of a journal, not an archive; name another folder")
+    return lines
+
+
+def _archive_lines(archive: Storage) -> list[Sealed]:
+    if MANIFEST_NAME not in archive.names() or ARCHIVED_NAME not in archive.names():
+        return []
+    return decode_manifest(read_text(archive, MANIFEST_NAME))
+
+
+def _check_same(lines: Sequence[Sealed], sealed: Sequence[Sealed]) -> None:
+    """The archive is that of this journal. Raises OperationRefused."""
+    for ours, other in zip(sealed, lines, strict=False):
+        if ours != other:
+            raise OperationRefused(
+                f"segment {ours.number} of the archive is another one than that of the journal: "
+                "the archive of another journal, or the journal was cut and went on"
+            )
+
+
+def _noted_term(storage: Storage) -> int:
+    return decode_term(read_text(storage, TERM_NAME)) if TERM_NAME in storage.names() else 0
+
+
+def _survey_live(commands: Storage) -> Folder:
+    """`survey` beside a venue, which may seal a segment while the folder is looked at."""
+    for _ in range(SURVEY_TRIES - 1):
+        with suppress(JournalDamaged, FileNotFoundError):
+            return survey(commands)
+    return survey(commands)
+
+
+def _name_of(sealed: Sealed) -> str:
+    return Segment(sealed.number, sealed.size, sealed.first_sequence, NO_HASH).name
+
+
+def free_name(storage: Storage, stem: str) -> str:
+    """`stem`, with the first number from 1 on that is not in use."""
+    names = set(storage.names())
+    copy = 1
+    while (name := f"{stem}-{copy}.bin") in names:
+        copy += 1
+    return name

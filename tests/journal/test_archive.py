@@ -1,0 +1,313 @@
+"""Archive and restore: what is moved is moved whole, at every crash, and comes back the same."""
+
+from __future__ import annotations
+
+import errno
+from random import Random
+
+import pytest
+
+from journal import Journal, JournalDamaged, JournalFailed, SnapshotHead, run_inline, verify
+from journal.archive import archivable_count, archive_segments, restore_segments
+from journal.copies import OperationRefused
+from journal.faulty import Fault, FaultyStorage
+from journal.manifest import ARCHIVED_NAME, MANIFEST_NAME, TERM_NAME, decode_term
+from journal.memory import MemoryStorage, PowerLoss
+from journal.record import NO_HASH
+from journal.storage import Storage
+from tests.journal.life import append, noise, read, start
+
+SEGMENT_SIZE = 2560  # Four sectors for records.
+SEEDS = 3
+
+
+def quiet(line: str) -> None:
+    assert line
+
+
+def live(storage: Storage, count: int, *, is_stopped: bool = True) -> Journal:
+    """A life of a journal with `count` records of 300 to 1100 bytes."""
+    journal = start(storage, segment_size=SEGMENT_SIZE)
+    for step in range(count):
+        append(journal, noise(300 + 100 * (step % 9)), command_count=2)
+    if is_stopped:
+        journal.stop()
+    return journal
+
+
+def made() -> MemoryStorage:
+    """A journal of many segments, stopped."""
+    storage = MemoryStorage()
+    live(storage, 14)
+    return storage
+
+
+def segment_names(storage: Storage) -> list[str]:
+    return [name for name in storage.names() if name.endswith(".segment")]
+
+
+def payloads(storage: Storage) -> list[bytes]:
+    return [bytes(record.payload) for record in read(storage)]
+
+
+def same_journal(found: MemoryStorage, expected: MemoryStorage) -> bool:
+    """The same files; who looked at them may have left the lock."""
+    return found.images() == expected.images()
+
+
+def test_what_is_moved_comes_back_the_same() -> None:
+    commands, archive = made(), MemoryStorage()
+    names = segment_names(commands)
+    assert len(names) > 5
+    assert archive_segments(commands, archive, 4, quiet) == 4
+    assert segment_names(commands) == names[4:]
+    assert segment_names(archive) == names[:4]
+    summary = verify(archive)
+    assert (summary.segment_count, summary.sealed_count, summary.end) == (4, 4, "clean")
+    with pytest.raises(JournalDamaged, match="archived"):
+        read(commands)
+    lines: list[str] = []
+    restored = restore_segments(archive, commands, lines.append)
+    assert (restored.segment_count, restored.head) == (4, None)
+    assert lines[0] == "segment 4: 2560 bytes copied"
+    assert same_journal(commands, made())
+
+
+def test_it_goes_on_in_turns_and_beside_a_running_venue() -> None:
+    commands, archive = MemoryStorage(), MemoryStorage()
+    journal = live(commands, 8, is_stopped=False)
+    assert archive_segments(commands, archive, 2, quiet) == 2
+    for step in range(8):
+        append(journal, noise(400 + step), command_count=1)
+    assert archive_segments(commands, archive, 5, quiet) == 3
+    assert archive_segments(commands, archive, 5, quiet) == 0
+    journal.stop()
+    restore_segments(archive, commands, quiet)
+    assert len(payloads(commands)) == 16
+
+
+def test_another_archive_is_refused() -> None:
+    commands, archive = made(), MemoryStorage()
+    archive_segments(commands, archive, 2, quiet)
+    other, journal = MemoryStorage(), MemoryStorage()
+    with pytest.raises(OperationRefused, match="archived before, and this archive has 0"):
+        archive_segments(commands, other, 3, quiet)
+    live(journal, 9)
+    append_other = MemoryStorage()
+    open_journal = start(append_other, segment_size=SEGMENT_SIZE)
+    for _ in range(9):
+        append(open_journal, noise(777))
+    open_journal.stop()
+    with pytest.raises(OperationRefused, match="segment 1 of the archive is another one"):
+        archive_segments(append_other, archive, 1, quiet)
+    with pytest.raises(OperationRefused, match="segment 1 of the archive is another one"):
+        restore_segments(archive, append_other, quiet)
+    with pytest.raises(OperationRefused, match="not an archive"):
+        archive_segments(commands, journal, 3, quiet)
+    with pytest.raises(OperationRefused, match="no archive"):
+        restore_segments(MemoryStorage(), commands, quiet)
+
+
+def test_a_damaged_segment_stays_where_it_is() -> None:
+    commands, archive = made(), MemoryStorage()
+    names = segment_names(commands)
+    before = commands.images()
+    commands.flip(names[1], 8 * 1000)
+    with pytest.raises(JournalDamaged, match="hash of the sealed segment differs"):
+        archive_segments(commands, archive, 3, quiet)
+    assert segment_names(commands) == names[1:]
+    assert segment_names(archive) == names[:1]
+    assert archive.names() == sorted([names[0], MANIFEST_NAME, ARCHIVED_NAME])
+    commands.flip(names[1], 8 * 1000)
+    assert archive_segments(commands, archive, 3, quiet) == 2
+    restore_segments(archive, commands, quiet)
+    assert commands.images() == before
+
+
+def test_a_damaged_copy_is_made_again() -> None:
+    """An archiving that was cut off between copy and removal."""
+    commands, archive = made(), MemoryStorage()
+    names = segment_names(commands)
+    kept = commands.images()
+    archive_segments(commands, archive, 2, quiet)
+    commands = MemoryStorage({**commands.images(), names[1]: kept[names[1]]})
+    archive.flip(names[1], 8 * 900)
+    assert archive_segments(commands, archive, 2, quiet) == 1
+    assert archive.images()[names[1]] == kept[names[1]]
+    assert segment_names(commands) == names[2:]
+
+
+def test_restore_replaces_what_is_damaged_and_keeps_it() -> None:
+    commands, archive = made(), MemoryStorage()
+    expected = commands.images()
+    names = segment_names(commands)
+    archive_segments(commands, archive, 3, quiet)
+    commands = MemoryStorage({**expected, names[1]: noise(2560)})
+    with pytest.raises(JournalDamaged):
+        read(commands)
+    assert restore_segments(archive, commands, quiet).segment_count == 1
+    found = commands.images()
+    assert found.pop("replaced-00000000000000000002-1.bin") == noise(2560)
+    assert found == expected
+
+
+def test_restore_says_what_the_archive_has_not() -> None:
+    commands, archive = made(), MemoryStorage()
+    names = segment_names(commands)
+    archive_segments(commands, archive, 2, quiet)
+    commands.remove(names[3])
+    with pytest.raises(OperationRefused, match="segments 4 are neither here"):
+        restore_segments(archive, commands, quiet)
+    commands = made()
+    commands.flip(names[3], 9999)
+    lines: list[str] = []
+    assert restore_segments(archive, commands, lines.append).segment_count == 0
+    assert lines == ["segment 4: it is damaged, and the archive does not have it"]
+
+
+def test_a_journal_is_made_anew_in_a_new_term() -> None:
+    commands, archive = made(), MemoryStorage()
+    all_payloads = payloads(commands)
+    archive_segments(commands, archive, 4, quiet)
+    found = MemoryStorage()
+    restored = restore_segments(archive, found, quiet)
+    assert restored.head is not None
+    assert (restored.segment_count, restored.head.term, restored.term) == (4, 1, 2)
+    assert verify(found).last_sequence == restored.head.sequence
+    begun = payloads(found)
+    assert begun == all_payloads[: len(begun)]
+    assert begun
+    journal = Journal.open(found, segment_size=SEGMENT_SIZE, prepare=run_inline)
+    assert len(list(journal.records())) == len(begun)
+    assert journal.minimum_term == 2
+    journal.start(journal.minimum_term)
+    append(journal, b"goes on")
+    journal.stop()
+    assert payloads(found) == [*begun, b"goes on"]
+    # A second disaster before anything else was archived: never the same term.
+    assert restore_segments(archive, MemoryStorage(), quiet).term == 3
+    assert decode_term(archive.images()[TERM_NAME]) == 3
+
+
+def test_a_journal_without_a_manifest_is_not_overwritten() -> None:
+    """It gets back what was archived; a repair makes the manifest."""
+    commands, archive = made(), MemoryStorage()
+    expected = commands.images()
+    names = segment_names(commands)
+    archive_segments(commands, archive, 4, quiet)
+    for step in range(2):
+        commands.remove(MANIFEST_NAME if not step else ARCHIVED_NAME)
+        restored = restore_segments(archive, commands, quiet)
+        assert (restored.segment_count, restored.head) == (4, None)
+        found = commands.images()
+        assert found == {key: expected[key] for key in expected if key != MANIFEST_NAME}
+        for name in names[:4]:
+            commands.remove(name)
+        commands = MemoryStorage({**commands.images(), ARCHIVED_NAME: b"whatever"})
+
+
+def test_too_little_room_is_said_before_anything_is_written() -> None:
+    commands, archive = made(), MemoryStorage()
+    expected = commands.images()
+    archive.free_bytes = 1_000_000
+    with pytest.raises(JournalFailed, match="bytes are free there, 67111424 are needed"):
+        archive_segments(commands, archive, 4, quiet)
+    assert commands.images() == expected
+
+
+def joined(
+    commands: MemoryStorage, archive: MemoryStorage, fault: Fault | None = None
+) -> tuple[FaultyStorage, FaultyStorage]:
+    """Both folders on one machine: their operations are counted together."""
+    faults = [fault] if fault else []
+    first, second = FaultyStorage(commands, faults), FaultyStorage(archive, faults)
+    second.counts = first.counts
+    return first, second
+
+
+@pytest.mark.parametrize("is_applied", [False, True])
+def test_crash_at_every_step_of_an_archiving(is_applied: bool) -> None:
+    expected = made().images()
+    losses = [PowerLoss(), PowerLoss(), PowerLoss(is_folder_ordered=False)]
+    counting, other = joined(made(), MemoryStorage())
+    archive_segments(counting, other, 3, quiet)
+    for at in range(1, counting.counts["change"] + 1):
+        for seed in range(SEEDS):
+            commands, archive = made(), MemoryStorage()
+            fault = Fault("change", at, errno.EIO, is_persistent=True, is_applied=is_applied)
+            with pytest.raises(JournalFailed):
+                archive_segments(*joined(commands, archive, fault), 3, quiet)
+            dice = Random(at * 100 + seed)
+            commands.crash(dice, losses[seed])
+            archive.crash(dice, losses[seed])
+            place = f"operation {at}, seed {seed}"
+            both = {*segment_names(commands), *segment_names(archive)}
+            assert both == {name for name in expected if name.endswith(".segment")}, place
+            if seed:
+                # What is left may also go back.
+                if any(name not in commands.names() for name in both):
+                    restore_segments(archive, commands, quiet)
+                    found = {key: commands.images()[key] for key in both}
+                    assert found == {key: expected[key] for key in both}, place
+                    assert len(payloads(commands)) == 14, place
+                continue
+            archive_segments(commands, archive, 3, quiet)
+            assert len(segment_names(archive)) == 3, place
+            assert verify(archive).segment_count == 3, place
+            restore_segments(archive, commands, quiet)
+            assert commands.images() == expected, place
+
+
+@pytest.mark.parametrize("is_anew", [False, True])
+def test_crash_at_every_step_of_a_restore(is_anew: bool) -> None:
+    def archived() -> tuple[MemoryStorage, MemoryStorage]:
+        commands, archive = made(), MemoryStorage()
+        archive_segments(commands, archive, 3, quiet)
+        return (MemoryStorage() if is_anew else commands), archive
+
+    def restore(fault: Fault | None = None) -> tuple[MemoryStorage, MemoryStorage, FaultyStorage]:
+        commands, archive = archived()
+        first, second = joined(commands, archive, fault)
+        if fault is None:
+            restore_segments(second, first, quiet)
+        else:
+            with pytest.raises(JournalFailed):
+                restore_segments(second, first, quiet)
+        return commands, archive, first
+
+    expected, _, counting = restore()
+    count = len(payloads(expected))
+    for at in range(1, counting.counts["change"] + 1):
+        for seed in range(SEEDS):
+            fault = Fault("change", at, errno.EIO, is_persistent=True, is_applied=bool(seed % 2))
+            commands, archive, _ = restore(fault)
+            dice = Random(at * 100 + seed)
+            commands.crash(dice)
+            archive.crash(dice)
+            place = f"operation {at}, seed {seed}"
+            if is_anew and MANIFEST_NAME not in commands.names() and segment_names(commands):
+                with pytest.raises(JournalDamaged):
+                    read(commands)
+            restore_segments(archive, commands, quiet)
+            assert len(payloads(commands)) == count, place
+            if is_anew:
+                assert decode_term(commands.images()[TERM_NAME]) >= 2, place
+            else:
+                assert commands.images() == expected.images(), place
+
+
+def head_at(segment: int, sequence: int) -> SnapshotHead:
+    return SnapshotHead(
+        *(1, sequence, 0, 1, NO_HASH, sequence - 1, 1, NO_HASH, segment, 512, 0),
+        *(1, 100, 1 << 20, 0, 10, NO_HASH),
+    )
+
+
+def test_what_two_snapshots_no_longer_need() -> None:
+    commands = made()
+    sealed = verify(commands).sealed_count
+    assert archivable_count(commands, [head_at(9, 90)], 0) == 0
+    assert archivable_count(commands, [head_at(5, 90), head_at(4, 80), head_at(2, 30)], 0) == 3
+    assert archivable_count(commands, [head_at(5, 90), head_at(4, 80)], 2) == 1
+    assert archivable_count(commands, [head_at(5, 90), head_at(1, 80)], 0) == 0
+    assert archivable_count(commands, [head_at(99, 90), head_at(99, 80)], 0) == sealed
