@@ -4,12 +4,17 @@ A function of (sequence, time, envelope, payload): no clock, no I/O, no randomne
 does the work; this class gives it a typed face for the node, the replicas and the tools.
 """
 
+import struct
+from collections.abc import Mapping
 from hashlib import blake2b
 from typing import NamedTuple, Self
+
+import msgspec
 
 from exchange.core import limits
 from exchange.core.hot import BUILD, Hot
 from exchange.core.reference import KeyState, Reference, SessionState
+from protocol.records import COMMAND_HEAD, Genesis
 
 __all__ = ["BUILD", "RULES_VERSION", "Batch", "Engine", "KeyState", "SessionState"]
 
@@ -73,6 +78,16 @@ class Engine:
         """Apply the commands of one record; return its events and the CRC of their payloads."""
         return self.hot.replay(first_sequence, count, commands)
 
+    @staticmethod
+    def is_genesis(commands: bytes | memoryview) -> bool:
+        """Whether the commands of a record begin with Genesis, before which there is no state."""
+        try:
+            length: int = COMMAND_HEAD.unpack_from(commands)[0]
+            msgspec.msgpack.decode(commands[COMMAND_HEAD.size : length], type=Genesis)
+        except (struct.error, msgspec.DecodeError):
+            return False
+        return True
+
     def open_commands(self) -> bytes:
         """Command entries of the open batch, for the record that is written aside on a failure."""
         return self.hot.open_commands()
@@ -107,6 +122,11 @@ class Engine:
     def epoch(self) -> int:
         """First epoch of the market data, from Genesis; that of today has the journal's term."""
         return self._reference.names.epoch
+
+    @property
+    def bounds(self) -> Mapping[str, int]:
+        """The limits that Genesis has fixed, by name; none before it."""
+        return self._reference.names.bounds
 
     def channels(self) -> list[tuple[int, int]]:
         """(channel, next number) of the market data's channels that are in use, in order."""

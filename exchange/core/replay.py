@@ -1,0 +1,117 @@
+"""One way to apply a record of the journal, and one to restore a snapshot of the engine: for the
+venue that starts, the replicas and the tools.
+
+A record says under which rules it was written and what CRC-32 its events had; whoever applies it
+compares both. What differs is never skipped: the remedy is a build that replays the record.
+"""
+
+from hashlib import blake2b
+from typing import Final, Protocol
+
+from exchange.core import engine as core
+from exchange.core.engine import Engine
+
+__all__ = [
+    "EXIT_DIFFERENT",
+    "EXIT_NO_GENESIS",
+    "EXIT_OTHER_RULES",
+    "RecordToReplay",
+    "ReplayError",
+    "RestoreError",
+    "SnapshotToRestore",
+    "replay_record",
+    "restore_engine",
+]
+
+EXIT_OTHER_RULES: Final = 64
+"""Exit code of a process whose build has other rules than the record."""
+EXIT_DIFFERENT: Final = 65
+"""Exit code of a process whose engine failed on the record, or made other events of it."""
+
+EXIT_NO_GENESIS: Final = 66
+"""Exit code of a process whose journal does not begin as every journal does."""
+
+
+class RecordToReplay(Protocol):
+    """What is needed of a record; `journal.Record` has it."""
+
+    @property
+    def first_sequence(self) -> int: ...
+
+    @property
+    def command_count(self) -> int: ...
+
+    @property
+    def rules_version(self) -> int: ...
+
+    @property
+    def events_crc(self) -> int: ...
+
+    @property
+    def payload(self) -> memoryview: ...
+
+
+class SnapshotToRestore(Protocol):
+    """What is needed of the head of a snapshot; `journal.SnapshotHead` has it."""
+
+    @property
+    def rules_version(self) -> int: ...
+
+    @property
+    def sequence(self) -> int: ...
+
+    @property
+    def time_ns(self) -> int: ...
+
+    @property
+    def image_hash(self) -> bytes: ...
+
+
+class ReplayError(Exception):
+    """A record cannot be replayed; the text is one line, the code that of the process."""
+
+    def __init__(self, exit_code: int, text: str) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
+
+class RestoreError(Exception):
+    """A snapshot cannot be restored; the text is one line."""
+
+
+def replay_record(engine: Engine, record: RecordToReplay) -> bytes:
+    """Apply the record that continues the engine's state; its events. Raises ReplayError: then the
+    state is lost, unless the record has other rules."""
+    first_sequence = record.first_sequence
+    place = f"record of sequence {first_sequence}"
+    if record.rules_version != core.RULES_VERSION:  # Before anything in it is read.
+        text = f"{place} has rules {record.rules_version}, this build replays {core.RULES_VERSION}"
+        raise ReplayError(EXIT_OTHER_RULES, text)
+    if engine.sequence == 0 and not engine.is_genesis(record.payload):
+        raise ReplayError(EXIT_NO_GENESIS, "the journal does not begin with Genesis")
+    try:
+        events, events_crc = engine.replay(first_sequence, record.command_count, record.payload)
+    except Exception as error:
+        text = f"replay failed: {place}, command {engine.sequence}: {error}"
+        raise ReplayError(EXIT_DIFFERENT, text) from error
+    if events_crc != record.events_crc:
+        text = f"replay differs: {place}: events {events_crc:08x}, were {record.events_crc:08x}"
+        raise ReplayError(EXIT_DIFFERENT, text)
+    return events
+
+
+def restore_engine(head: SnapshotToRestore, image: bytes) -> Engine:
+    """The engine of a snapshot, proven to have its sequence and the same image again. Raises
+    RestoreError."""
+    if head.rules_version != core.RULES_VERSION:
+        text = f"it was made under rules {head.rules_version}, this build has {core.RULES_VERSION}"
+        raise RestoreError(text)
+    try:
+        engine = Engine.restore(image)
+    except (ValueError, AssertionError) as error:
+        raise RestoreError(f"its image is none: {error}") from error
+    if (engine.sequence, engine.time_ns) != (head.sequence, head.time_ns):
+        raise RestoreError(f"its image is of sequence {engine.sequence}, time {engine.time_ns}")
+    if blake2b(engine.image(), digest_size=len(head.image_hash)).digest() != head.image_hash:
+        raise RestoreError("its image restores to another one")
+    return engine
