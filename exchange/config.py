@@ -28,6 +28,7 @@ __all__ = [
     "MarketDataSettings",
     "MetricsSettings",
     "OrderEntrySettings",
+    "SnapshotSettings",
     "ThrottleSettings",
     "UpstreamSettings",
     "VenueSettings",
@@ -54,6 +55,15 @@ COMMANDS_PER_SECOND_MAX: Final = 1_000_000
 
 SNAPSHOT_RATE_MAX: Final = 1_000_000_000
 """Bytes a second: eight Gbit/s, more than anybody has for snapshots."""
+
+SNAPSHOTS_KEPT_MIN: Final = 2
+"""When the newest one is damaged, the one before it is there."""
+
+SNAPSHOTS_KEPT_MAX: Final = 1_000
+"""Each is as large as the venue's state, and a start looks at all of them."""
+
+SNAPSHOT_INTERVAL_MAX_S: Final = 86_400
+"""A day."""
 
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 RealPort = Annotated[int, Meta(ge=1, le=65_535)]
@@ -193,6 +203,19 @@ class FeedSettings(Settings, frozen=True, forbid_unknown_fields=True):
     upstream: UpstreamSettings | None = None
 
 
+class SnapshotSettings(Settings, frozen=True, forbid_unknown_fields=True):
+    """The replica, which makes snapshots: how many are kept, and after how many commands, bytes of
+    commands/, or seconds in which something new came, the next one is made; whichever is first.
+    A start replays what came after the newest one: `every_commands` and `every_bytes` bound it."""
+
+    keep: Annotated[int, Meta(ge=SNAPSHOTS_KEPT_MIN, le=SNAPSHOTS_KEPT_MAX)] = 2
+    every_commands: Count = 2_000_000
+    every_bytes: Annotated[int, Meta(ge=1)] = 128 * 1024 * 1024
+    every_s: Annotated[int, Meta(ge=1, le=SNAPSHOT_INTERVAL_MAX_S)] = 300
+    metrics_host: str = "127.0.0.1"
+    metrics_port: Port = 9103
+
+
 class Limits(Settings, frozen=True, forbid_unknown_fields=True):
     """The engine's limits, fixed for the life of the journal."""
 
@@ -219,6 +242,7 @@ class Config(Settings, frozen=True, forbid_unknown_fields=True):
     throttle: ThrottleSettings = ThrottleSettings()
     metrics: MetricsSettings = MetricsSettings()
     feed: FeedSettings = FeedSettings()
+    snapshots: SnapshotSettings = SnapshotSettings()
 
 
 class FeedConfig(Settings, frozen=True, forbid_unknown_fields=True):
@@ -232,6 +256,7 @@ class FeedConfig(Settings, frozen=True, forbid_unknown_fields=True):
     throttle: ThrottleSettings = ThrottleSettings()
     metrics: MetricsSettings = MetricsSettings()
     feed: FeedSettings = FeedSettings()
+    snapshots: SnapshotSettings = SnapshotSettings()
 
 
 def load(path: Path) -> Config:

@@ -62,6 +62,11 @@ RINGS_SIZE_MAX: Final = 512 * 1024 * 1024
 """All rings together. Every session that the venue may have keeps its first size; what is left
 goes to those that come first."""
 
+REFILL_SIZE: Final = 16 * 1024 * 1024
+"""Bytes of events/ before a snapshot from which a start fills the rings: some 65,000 commands, a
+fraction of a second to read. A client that missed more takes the state image, as for a full ring.
+"""
+
 REPLAY_CHUNK_SIZE: Final = 128 * 1024
 """Bytes of a replay that are written in one turn of the loop."""
 
@@ -91,7 +96,8 @@ WAITERS_MAX: Final = 8 * CONNECTIONS_MAX
 come and go while the journal is stuck leave one or two each."""
 
 DISK_CHECK_S: Final = 1.0
-"""How often the free space of the journal's disk is looked at."""
+"""How often the free space of the journal's disk is looked at, and whether work in the background
+has failed on it."""
 
 DISK_RETRY_NS: Final = 1_000_000_000
 """What a client is told about trying again: not before the next look."""

@@ -35,7 +35,7 @@ from protocol import admin, market_data, order_entry
 from protocol.codes import RejectCode
 
 if TYPE_CHECKING:
-    from exchange.node.service import Venue
+    from exchange.node.venue import Venue
 
 __all__ = ["VenueMetrics", "start_metrics"]
 
@@ -113,6 +113,7 @@ def _collect(venue: "Venue") -> Iterator[Metric]:
     yield from _gateway(venue)
     yield from _publishing(venue)
     yield from _storage(venue)
+    yield from _recovery(venue)
 
 
 @cache
@@ -367,6 +368,22 @@ def _storage(venue: "Venue") -> Iterator[Metric]:
         "brier_disk_low",
         "1 while new orders are refused because the disk is nearly full.",
         venue.order_entry.ingress.is_disk_low,
+    )
+
+
+def _recovery(venue: "Venue") -> Iterator[Metric]:
+    """How this start has gone."""
+    replayed = venue.replayed
+    yield gauge(
+        "brier_recovery_seconds",
+        "How long this start has read the journal.",
+        replayed.duration_ns / NANOSECONDS_PER_SECOND,
+    )
+    yield gauge("brier_recovery_commands", "Commands that it has replayed.", replayed.command_count)
+    yield gauge(
+        "brier_recovery_snapshot_sequence",
+        "Last command in the snapshot that it began with, 0: it began with the first command.",
+        replayed.snapshot_sequence,
     )
 
 

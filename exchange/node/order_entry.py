@@ -6,7 +6,7 @@ them missing by their numbers.
 """
 
 import asyncio
-import secrets
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -19,7 +19,6 @@ from exchange.node.connection import Connection
 from exchange.node.failure import Failure
 from exchange.node.ingress import Ingress
 from exchange.node.limits import (
-    CONNECTIONS_MAX,
     IMAGE_INTERVAL_NS,
     REFUSALS_MAX,
 )
@@ -38,7 +37,14 @@ NONCE_SIZE: Final = 32
 class OrderEntry:
     """See the module. Also the sequencer's outlet."""
 
-    def __init__(self, parts: Parts, log: Log, connections_max: int = CONNECTIONS_MAX) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        log: Log,
+        connections_max: int,
+        random_bytes: Callable[[int], bytes],
+    ) -> None:
+        """`random_bytes` gives as many as asked for, for nonces: nobody can guess them."""
         self.log = log
         self.loop: asyncio.AbstractEventLoop = parts.loop
         self.engine: Engine = parts.engine
@@ -56,6 +62,7 @@ class OrderEntry:
         self.images_size = 0  # of those that were taken and are not out yet
         self.ended: asyncio.Future[Failure] = parts.loop.create_future()
         self._connections_max = connections_max
+        self._random_bytes = random_bytes
         self._clock: Clock = parts.clock
         self._steady_base_ns = parts.clock.time_ns() - parts.clock.monotonic_ns()
         self._places: dict[Place, Connection] = {}
@@ -79,7 +86,7 @@ class OrderEntry:
 
     def hello(self, now_ns: int) -> Hello:
         """A greeting with a fresh nonce."""
-        nonce = secrets.token_bytes(NONCE_SIZE)
+        nonce = self._random_bytes(NONCE_SIZE)
         return Hello(MAJOR, MINOR, self.engine.venue, nonce, now_ns, CLIENT_FRAME_SIZE_MAX)
 
     def admit(self, connection: Connection) -> LogOnRejected | None:

@@ -203,7 +203,7 @@ class Sequencer:
             self._record_size = len(record.content)
             is_durable = self._parts.committer.commit(record, self._on_commit)
         except Exception as error:  # noqa: BLE001 - whatever it is, the batch is not durable
-            self._fail_on(error, None)
+            self._fail_on(error, None, self._unsynced)
             return
         if is_durable:
             self._on_commit(None)
@@ -215,7 +215,7 @@ class Sequencer:
         if self.failure is not None:
             return
         if error is not None:
-            self._fail_on(error, None)
+            self._fail_on(error, None, self._unsynced)
             return
         try:
             self._release()
@@ -366,8 +366,11 @@ class Sequencer:
             for outlet in self.outlets:
                 outlet.fail(failure)
 
-    def _fail_on(self, error: BaseException, payload: bytes | None) -> None:
-        """Latch after an exception; one of ours is written aside with the payload to blame."""
+    def _fail_on(
+        self, error: BaseException, payload: bytes | None, closed: Unsynced | None = None
+    ) -> None:
+        """Latch after an exception; one of ours is written aside with the payload to blame, and
+        with the commands of the open batch, behind those of the closed one if that failed."""
         if isinstance(error, JournalError):
             self.fail(Failure(error.exit_code, str(error)))
             return
@@ -376,8 +379,10 @@ class Sequencer:
         what = traceback.format_exception_only(error)[-1].strip()
         what = f"{what}; after sequence {self.engine.sequence}"
         story = [what, *"".join(traceback.format_exception(error)).splitlines()]
+        commands = closed.batch.commands if closed is not None else b""
+        commands += self.engine.open_commands()
         try:
-            name = self._parts.barred.write_aside(payload, self.engine.open_commands(), story)
+            name = self._parts.barred.write_aside(payload, commands, story)
             where = f"written aside in barred/{name}"
         except OSError as disk_error:
             where = f"could not be written aside: {disk_error}"

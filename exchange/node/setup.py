@@ -27,6 +27,7 @@ from exchange.config import (
     LineSettings,
     MarketDataSettings,
     MetricsSettings,
+    SnapshotSettings,
     ThrottleSettings,
 )
 from exchange.core.engine import RULES_VERSION, Engine
@@ -40,6 +41,7 @@ __all__ = [
     "COMMANDS_FOLDER",
     "EVENTS_FOLDER",
     "POSITION_NAME",
+    "SNAPSHOTS_FOLDER",
     "Initialised",
     "initialise",
     "write_genesis",
@@ -51,6 +53,8 @@ BARRED_FOLDER: Final = "barred"
 """Payloads that are refused, inside the data folder."""
 EVENTS_FOLDER: Final = "events"
 """The event log, inside the data folder; made from the journal when it is missing."""
+SNAPSHOTS_FOLDER: Final = "snapshots"
+"""States that the replica has written, inside the data folder; a start needs none."""
 POSITION_NAME: Final = "position"
 """The socket that says how far both may be read, inside the data folder."""
 FIRST_TERM: Final = 1
@@ -68,7 +72,7 @@ _CONFIG: Final = """\
 [venue]
 name = "{venue}"            # As in the journal's first record; it cannot change any more.
 data = "data"               # Folder of the journal (commands/), what is derived from it (events/,
-                            # the socket position) and barred payloads (barred/).
+                            # snapshots/, the socket position) and barred payloads (barred/).
 
 [order_entry]
 host = "127.0.0.1"          # Only trusted networks: nothing here is encrypted.
@@ -103,6 +107,16 @@ port = {feed.port}                 # 0: any free port; the ready line says which
 metrics_host = "{feed.metrics_host}"
 metrics_port = {feed.metrics_port}
 snapshot_rate = {feed.snapshot_rate}     # Bytes a second on each line, for snapshots; 0: none.
+
+# The replica (exchange replica), a process of its own that makes snapshots of the venue's state, so
+# that a start reads only what came after the newest one.
+[snapshots]
+keep = {snapshots.keep}                    # At least 2.
+every_commands = {snapshots.every_commands}    # A new one after so many commands,
+every_bytes = {snapshots.every_bytes}     # or so many bytes of the journal,
+every_s = {snapshots.every_s}               # or so many seconds in which something new came.
+metrics_host = "{snapshots.metrics_host}"
+metrics_port = {snapshots.metrics_port}
 
 # The engine's limits are part of the journal's first record and cannot change any more. They are
 # here for reading; a start compares them.
@@ -167,6 +181,7 @@ def initialise(
             throttle=ThrottleSettings(),
             metrics=MetricsSettings() if port else MetricsSettings(port=0),
             feed=FeedSettings() if port else FeedSettings(port=0, metrics_port=0),
+            snapshots=SnapshotSettings() if port else SnapshotSettings(metrics_port=0),
             limits=rows,
         )
         _write_new(folder / CONFIG_NAME, content.encode())

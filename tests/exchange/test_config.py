@@ -15,6 +15,7 @@ from exchange.config import (
     LineSettings,
     MarketDataSettings,
     MetricsSettings,
+    SnapshotSettings,
     ThrottleSettings,
     UpstreamSettings,
     load,
@@ -78,7 +79,7 @@ def test_an_absolute_path_stays(tmp_path: Path) -> None:
         (
             "port = 1\n",
             "unknown key port; valid keys are venue, limits, order_entry, journal, market_data, "
-            "throttle, metrics, feed",
+            "throttle, metrics, feed, snapshots",
         ),
         ("[market_data]\ngrp = 1\n", "unknown key market_data.grp; did you mean group"),
         ("[market_data.line_c]\n", "unknown key market_data.line_c; did you mean line_b"),
@@ -219,6 +220,7 @@ def test_init_writes_every_setting_on_a_line_with_its_table(tmp_path: Path) -> N
         ("market_data.line_b", line_b),
         ("throttle", config.throttle),
         ("metrics", config.metrics),
+        ("snapshots", config.snapshots),
     ):
         rows = written.split(f"\n[{table}]")[1].split("\n\n")[0].splitlines()[1:]
         keys = [row.partition(" = ")[0] for row in rows]
@@ -251,3 +253,27 @@ def test_a_feed_of_its_own_needs_no_limits(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=reason):
             load_feed(write(tmp_path, VENUE + wrong))
+
+
+def test_a_new_venue_has_the_cadence_of_snapshots_in_its_file(tmp_path: Path) -> None:
+    made = load(initialise(tmp_path / "venue", name="north").config)
+    assert made.snapshots == SnapshotSettings()
+    free = load(initialise(tmp_path / "free", name="north", port=0).config)
+    assert free.snapshots == SnapshotSettings(metrics_port=0)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("keep = 1", "snapshots.keep: Expected `int` >= 2"),
+        ("keep = 1001", "snapshots.keep: Expected `int` <= 1000"),
+        ("every_commands = 0", "snapshots.every_commands: Expected `int` >= 1"),
+        ("every_bytes = 0", "snapshots.every_bytes: Expected `int` >= 1"),
+        ("every_s = 0", "snapshots.every_s: Expected `int` >= 1"),
+        ("every_s = 86401", "snapshots.every_s: Expected `int` <= 86400"),
+        ("every = 5", "unknown key snapshots.every; did you mean every_s"),
+    ],
+)
+def test_a_cadence_that_cannot_be_is_named(tmp_path: Path, line: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        load_feed(write(tmp_path, VENUE + f"[snapshots]\n{line}\n"))

@@ -1,20 +1,29 @@
 """What happens to a venue on a bad day: clocks that are set, disks that fill, ends that overlap."""
 
+import errno
 import sys
+from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any
 
 import pytest
 
 from exchange.core.engine import RULES_VERSION
+from exchange.core.replay import ReplayError
 from exchange.logs import Log
 from exchange.node import sequencer as sequencer_module
 from exchange.node.failure import Exit, ServiceError
 from exchange.node.limits import CLOCK_BEHIND_MAX_NS
+from journal import run_inline
+from journal.faulty import Fault, FaultyStorage
+from journal.memory import MemoryStorage
+from journal.prepare import Join
 from protocol.codes import RejectCode
 from protocol.order_entry import CancelOrder, NewOrder, OrderAccepted, OrderCanceled, ReplaceOrder
 from protocol.transport import LogOut, SessionReject
-from tests.exchange.node.market import buy, kinds, logged_on, make_world
+from tests.exchange.node.market import buy, kinds, logged_on, make_world, open_market
+from tests.exchange.node.world import World
 
 HOUR_NS = 3_600 * 10**9
 SECOND_NS = 10**9
@@ -56,7 +65,7 @@ def test_records_of_other_rules_are_refused_at_start(monkeypatch: pytest.MonkeyP
     world.boot()
     world.venue.close()
     with pytest.raises(
-        ServiceError, match=f"has rules 7, this build replays {RULES_VERSION}"
+        ReplayError, match=f"has rules 7, this build replays {RULES_VERSION}"
     ) as caught:
         world.boot()
     assert caught.value.exit_code == Exit.CONFIGURATION
@@ -136,3 +145,38 @@ def test_a_log_line_that_cannot_be_written_is_lost_quietly(
 ) -> None:
     monkeypatch.setattr(sys, "stderr", BrokenPipe())
     Log().info("anything")
+
+
+@pytest.mark.parametrize("folder", ["commands", "events"])
+def test_work_in_the_background_that_has_failed_ends_an_idle_venue(folder: str) -> None:
+    """Nobody sends anything that would meet it: the next segment is missing, or an index."""
+    storages: dict[str, FaultyStorage] = {}
+    jobs: list[Callable[[], None]] = []
+
+    def wrap(name: str, disk: MemoryStorage) -> FaultyStorage:
+        storages[name] = FaultyStorage(disk)
+        return storages[name]
+
+    def put_off(job: Callable[[], None]) -> Join:
+        jobs.append(job)
+        return lambda: True
+
+    world = World(wrap=partial(wrap, "commands"), wrap_events=partial(wrap, "events"))
+    world.event_segment_size = 256
+    world.prepare = put_off
+    world.boot()
+    open_market(world)
+    assert len(jobs) == 2, "the next segment of commands/, and an index of events/"
+    storages[folder].add(Fault("create", 1, errno.ENOSPC, is_persistent=True))
+    for job in jobs:
+        job()
+    world.loop.sleep(0.5)
+    assert not world.venue.ended.done()
+    world.loop.sleep(0.6)
+    failure = world.venue.ended.result()
+    assert failure.exit_code == Exit.STORAGE_FAILED
+    assert "No space left on device" in failure.text
+    assert world.venue.close() == failure
+    world.prepare = run_inline
+    world.boot()
+    assert OrderAccepted in kinds(logged_on(world).ask(buy(1)))

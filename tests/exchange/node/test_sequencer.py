@@ -16,6 +16,7 @@ from exchange.node.ingress import FULL
 from exchange.node.limits import DEADLINE_SLEEP_MAX_S
 from journal import JournalError, read_only
 from journal.faulty import Fault, FaultyStorage, Kind
+from journal.memory import MemoryStorage, PowerLoss
 from protocol import wire
 from protocol.codes import RejectCode
 from protocol.framing import SEQUENCED, encode_frame
@@ -249,7 +250,8 @@ def test_a_start_finishes_pending_work_first_and_restarts_graces() -> None:
     peer.transport.lose()
     world.loop.sleep(2)
     assert world.committer.is_busy
-    world.disk.crash(_NoLuck())  # What was not synced is gone: the loss was never sequenced.
+    # What was not synced is gone: the loss was never sequenced.
+    world.disk.crash(Random(0), PowerLoss(kept=0, dropped=1, zeroed=0))
     world.boot()
     assert world.engine.open_order_count == 100
     world.loop.sleep(0.9)
@@ -259,14 +261,6 @@ def test_a_start_finishes_pending_work_first_and_restarts_graces() -> None:
     again = logged_on(world)
     assert again.accepted is not None
     assert again.accepted.next_number == 201
-
-
-class _NoLuck(Random):
-    """Dice for a crash that keeps nothing that was not synced."""
-
-    def randrange(self, start: int, stop: int | None = None, step: int = 1) -> int:
-        del start, stop, step
-        return 0
 
 
 def test_a_draining_venue_lets_no_deadline_in() -> None:
@@ -292,16 +286,22 @@ def faulty(kind: Kind, at: int, error: int = errno.EIO) -> Callable[[Any], Fault
 
 @pytest.mark.parametrize("kind", ["write", "sync"])
 def test_every_failed_operation_ends_the_venue_and_no_byte_leaves_after(kind: Kind) -> None:
-    outcomes = [_run_until_failure(kind, at) for at in range(1, 60)]
+    outcomes = [run_until_failure(kind, at) for at in range(1, 60)]
     assert "trading" in outcomes, "faults while trading were met"
     assert outcomes[-1] == "never", "the last fault comes after the last operation"
 
 
-def _run_until_failure(kind: Kind, at: int) -> str:
+def run_until_failure(kind: Kind, at: int) -> str:
     """Trade on a disk that fails once; where the fault was met."""
     world = make_world()
     assert world.venue.close() is None
-    world = _again(world, faulty(kind, at))
+    storages: list[FaultyStorage] = []
+
+    def wrap(disk: MemoryStorage) -> FaultyStorage:
+        storages.append(FaultyStorage(disk, [Fault(kind, at, errno.EIO)]))
+        return storages[-1]
+
+    world = again(world, wrap)
     try:
         world.boot()
     except JournalError as error:
@@ -316,6 +316,8 @@ def _run_until_failure(kind: Kind, at: int) -> str:
         world.loop.run()
         if LogOnAccepted in kinds(peer.read()):
             acknowledged += OrderAccepted in kinds(peer.ask(buy(1)))
+    is_stopping = world.venue.sequencer.failure is None  # The marker may fail, too.
+    counts = dict(storages[-1].counts)
     failure = world.venue.close()
     healthy = Engine()
     for record in read_only(world.disk).records():
@@ -324,13 +326,17 @@ def _run_until_failure(kind: Kind, at: int) -> str:
     if failure is None:
         return "never"
     assert failure.exit_code == Exit.STORAGE_FAILED
+    is_left_alone = storages[-1].counts == counts
+    assert is_stopping or is_left_alone, "nothing is tried again, and no marker is left"
+    aside = (world.barred.names(), world.snapshots_disk.names())
+    assert aside == ([], []), "and nothing of the engine's state is written"
     assert re.fullmatch(r"journal failed: .*: \[Errno 5\] Input/output error", failure.text)
     assert all(peer.transport.is_gone for peer in peers)
     assert world.venue.ended.result() == failure
     return "trading" if peers else "starting"
 
 
-def _again(world: World, wrap: Callable[[Any], FaultyStorage]) -> World:
+def again(world: World, wrap: Callable[[Any], FaultyStorage]) -> World:
     """The same disk behind another storage."""
     other = World(wrap=wrap)
     other.disk = world.disk
@@ -345,7 +351,7 @@ def _assert_no_failure(world: World) -> None:
 def test_a_failing_sync_under_way_latches_when_the_loop_is_told() -> None:
     world = make_world()
     assert world.venue.close() is None
-    world = _again(world, faulty("sync", 8))
+    world = again(world, faulty("sync", 8))
     world.boot()
     peer = logged_on(world)
     world.hold()
@@ -388,6 +394,29 @@ def test_an_assertion_of_the_engine_is_written_aside_and_its_payload_barred() ->
     world.boot()
     assert world.engine.open_order_count == 0, "the batch did not enter the journal"
     assert poison in world.venue.order_entry.barred
+
+
+def test_an_assertion_of_the_journal_has_the_closed_batch_written_aside(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The core has applied it and begun the next; it enters neither journal nor market."""
+    world = make_world()
+    peer = logged_on(world)
+
+    def fail(*_: object) -> None:
+        raise AssertionError("planted")
+
+    monkeypatch.setattr(world.venue.journal, "build", fail)
+    assert peer.ask(buy(1)) == []
+    failure = world.venue.ended.result()
+    assert failure.exit_code == Exit.ASSERTION
+    (name,) = world.barred.names()
+    assert name.startswith("no-payload-")
+    text = world.barred.images()[name].decode()
+    assert wire.encode(buy(1)).hex() in text.partition("\ncommands ")[2]
+    assert world.venue.close() == failure
+    world.boot()
+    assert (world.engine.open_order_count, world.venue.order_entry.barred.payloads) == (0, {})
 
 
 def test_an_assertion_on_the_hot_path_bars_the_frame_that_met_it() -> None:

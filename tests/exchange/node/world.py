@@ -24,10 +24,12 @@ from exchange.node.commit import Committer, Done
 from exchange.node.connection import Connection
 from exchange.node.limits import CONNECTIONS_MAX
 from exchange.node.recovery import Surroundings, recover
-from exchange.node.service import Venue
 from exchange.node.setup import write_genesis
+from exchange.node.venue import Venue
 from journal import BuiltRecord, Journal, Storage, run_inline
+from journal.event_format import EVENT_SEGMENT_SIZE
 from journal.memory import MemoryStorage
+from journal.prepare import Execute
 from protocol.records import Genesis
 from protocol.session import Connection as Machine
 from protocol.session import Party, State
@@ -401,12 +403,14 @@ class World:
         *,
         wrap: Callable[[MemoryStorage], Storage] | None = None,
         wrap_events: Callable[[MemoryStorage], Storage] | None = None,
+        wrap_snapshots: Callable[[MemoryStorage], Storage] | None = None,
         limits: dict[str, int] | None = None,
         connections_max: int = CONNECTIONS_MAX,
         budgets: tuple[tuple[int, int], ...] = (),
     ) -> None:
         self.disk = MemoryStorage()
         self.events_disk = MemoryStorage()
+        self.snapshots_disk = MemoryStorage()
         self.barred: Any = MemoryStorage()
         self.wire: Wire  # where the packets of the venue that runs now go
         self.lines: list[str] = []
@@ -414,9 +418,13 @@ class World:
         self.clock = StepClock(self.loop)
         self._wrap = wrap or (lambda disk: disk)
         self._wrap_events = wrap_events or (lambda disk: disk)
+        self._wrap_snapshots = wrap_snapshots or (lambda disk: disk)
         self._connections_max = connections_max
         self._budgets = budgets  # as for Ingress.set_budgets; none: nothing is measured
-        self.throttle: ThrottleSettings | None = None  # of the venues that are booted from now on
+        # Of the venues that are booted from now on.
+        self.throttle: ThrottleSettings | None = None
+        self.event_segment_size = EVENT_SEGMENT_SIZE
+        self.prepare: Execute = run_inline
         self.venue: Venue
         self.committer: StepCommitter
         values = {**GENESIS_DEFAULTS, **(limits or {})}
@@ -433,12 +441,14 @@ class World:
             clock=self.clock,
             commands=self._wrap(self.disk),
             events=self._wrap_events(self.events_disk),
+            snapshots=self._wrap_snapshots(self.snapshots_disk),
             barred=self.barred,
             log=Log(self.clock.time_ns, self.lines.append),
             make_committer=self._remember_committer,
             senders={"a": self.wire},
-            prepare=run_inline,
+            prepare=self.prepare,
             segment_size=SEGMENT_SIZE,
+            event_segment_size=self.event_segment_size,
             connections_max=self._connections_max,
             throttle=self.throttle,
         )
@@ -469,6 +479,7 @@ class World:
         """Lose power."""
         self.disk.crash(dice)
         self.events_disk.crash(dice)
+        self.snapshots_disk.crash(dice)
         self.barred.crash(dice)
 
     def connect(self, key: int, session: str = "s") -> Peer:
