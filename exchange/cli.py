@@ -18,6 +18,7 @@ from exchange.core.engine import BUILD
 from exchange.feed.service import serve as serve_feed
 from exchange.node.service import serve
 from exchange.node.setup import initialise
+from exchange.replica.process import serve as serve_replica
 from tools import admin, bench, demo, dissector, journal_tools, record, replay, watch
 
 __all__ = ["EXIT_CODES", "main"]
@@ -47,6 +48,8 @@ examples:
   exchange init venue                         configuration, keys and folders
   exchange serve --config venue/exchange.toml run the venue
   exchange feed --config venue/exchange.toml  serve its market data over TCP
+  exchange replica --config venue/exchange.toml
+                                              make snapshots beside it: quick starts
   exchange admin --config venue/exchange.toml participant acme
   exchange journal verify venue               check every byte of the journal
 """
@@ -124,6 +127,11 @@ def run_feed(arguments: argparse.Namespace) -> int:
     return serve_feed(settings, load_key(upstream.key) if upstream is not None else None)
 
 
+def run_replica(arguments: argparse.Namespace) -> int:
+    """Run the replica until SIGTERM."""
+    return serve_replica(config.load(arguments.config))
+
+
 def _version() -> str:
     try:
         version = metadata.version("brier")
@@ -179,6 +187,15 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     feed.add_argument("--config", required=True, type=Path, metavar="FILE", help="exchange.toml")
     feed.set_defaults(run=run_feed)
+
+    replica = commands.add_parser(
+        "replica",
+        help="make snapshots of a venue, for quick starts",
+        description="Run a replica: replay the journal of the venue beside it as it grows, compare "
+        "every record, and make snapshots until SIGTERM. Prints one line when it has caught up.",
+    )
+    replica.add_argument("--config", required=True, type=Path, metavar="FILE", help="exchange.toml")
+    replica.set_defaults(run=run_replica)
 
     for tool in (admin, journal_tools, demo, watch, replay, bench, record, dissector):
         tool.add_commands(commands)

@@ -1,5 +1,5 @@
-"""A venue of its own for a demo, a replay or a measurement: `exchange init`, `exchange serve`, and
-its feed server, `exchange feed`.
+"""A venue of its own for a demo, a replay or a measurement: `exchange init`, `exchange serve`; its
+feed server, `exchange feed`; its replica, `exchange replica`.
 
 The child is the real thing, started the way an operator starts it, on a port that the system
 chooses and with multicast groups of its own. What it says on its two lines (`exchange ready ...`
@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ from tools.venue_settings import change_settings, own_settings
 __all__ = [
     "EXCHANGE",
     "FeedProcess",
+    "ReplicaProcess",
     "VenueProcess",
     "child_environment",
     "new_venue",
@@ -95,6 +96,8 @@ class ServiceProcess:
     process: subprocess.Popen[str] | None = None
     ready: dict[str, str] = field(default_factory=dict)
     stopped: dict[str, str] = field(default_factory=dict)
+    tracer: Sequence[str] = ()
+    """Stands before the command: a program that runs it and looks on."""
 
     command: ClassVar[str]
     prefix: ClassVar[str]
@@ -126,7 +129,7 @@ class ServiceProcess:
 
     def _spawn(self, log: IO[str]) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [*EXCHANGE, self.command, "--config", str(self.folder / "exchange.toml")],
+            [*self.tracer, *EXCHANGE, self.command, "--config", str(self.folder / "exchange.toml")],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -233,6 +236,14 @@ class FeedProcess(ServiceProcess):
     def address(self) -> tuple[str, int]:
         """Host and port of subscribers."""
         return _address(self.ready["feed"])
+
+
+class ReplicaProcess(ServiceProcess):
+    """`exchange replica`, beside the venue of the folder."""
+
+    command = "replica"
+    prefix = "replica "
+    name = "replica"
 
 
 def _address(text: str) -> tuple[str, int]:

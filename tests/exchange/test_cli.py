@@ -33,8 +33,8 @@ def test_help_names_every_command_and_exit_code(capsys: pytest.CaptureFixture[st
     assert code == 0
     listed = re.findall(r"^ {4}([a-z]+)", output, re.MULTILINE)
     assert listed == [
-        *("init", "serve", "feed", "admin", "journal", "demo", "watch", "replay", "bench"),
-        *("record", "dissector"),
+        *("init", "serve", "feed", "replica", "admin", "journal", "demo", "watch", "replay"),
+        *("bench", "record", "dissector"),
     ]
     codes = re.findall(r"^ {2}(\d+) ", output, re.MULTILINE)
     assert codes == ["0", "1", "64", "65", "66", "69", "74", "130"]
@@ -44,7 +44,7 @@ def test_help_names_every_command_and_exit_code(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     "command",
     [
-        *("init", "serve", "feed", "admin", "journal", "journal dump", "demo", "watch"),
+        *("init", "serve", "feed", "replica", "admin", "journal", "journal dump", "demo", "watch"),
         *("replay lobster", "bench", "record", "dissector"),
     ],
 )
