@@ -24,8 +24,8 @@ from exchange.client.images import StateImage
 from exchange.client.inbox import Inbox, OnLost, OnReport, OnState
 from exchange.client.keys import load_key
 from exchange.client.limits import PENDING_MAX
+from exchange.client.surroundings import SYSTEM, Surroundings
 from exchange.client.tickets import Ticket
-from exchange.clock import SystemClock
 from protocol.admin import (
     Account,
     AdminAccepted,
@@ -76,13 +76,14 @@ async def connect(
     on_lost: OnLost | None = None,
     reconnect: Backoff | None = _BACKOFF,
     client: str = "brier-python",
+    surroundings: Surroundings = SYSTEM,
 ) -> "Client":
     """Connect, log on, and return a client that is ready.
 
     `key` is a private key, the path of a PEM file or PEM text. `on_report` is called with every
     execution report, in order; `on_state` with every change of the connection; `on_lost` in place
     of reports that the venue no longer has, see `Client.reports`. The first connection is tried
-    once; `reconnect` is about later ones, None for never.
+    once; `reconnect` is about later ones, None for never. `surroundings` is for simulators.
 
     Raises KeyFileError, ConnectError, LogOnRejectedError, ConnectionLostError, TerminatedError.
     """
@@ -98,7 +99,7 @@ async def connect(
         reconnect=reconnect,
     )
     inbox = Inbox(on_report, on_state, on_lost)
-    connector = Connector(settings, inbox, SystemClock())
+    connector = Connector(settings, inbox, surroundings)
     inbox.images.ask = connector.ask_for_state
     await connector.open()
     return Client(connector, inbox)
@@ -186,13 +187,14 @@ class Client:
             order_type,
             time_in_force,
             expire_time_ns,
-            time.time_ns(),
+            self._connector.clock.time_ns(),
         )
         return self._submit_order(order)
 
     def cancel(self, *, client_order_id: int = 0, order_id: int = 0) -> Ticket[OrderCanceled]:
         """Cancel an order by the client's id or by the venue's."""
-        return self.submit(CancelOrder(client_order_id, order_id, time.time_ns()))
+        now_ns = self._connector.clock.time_ns()
+        return self.submit(CancelOrder(client_order_id, order_id, now_ns))
 
     def replace(
         self,
@@ -208,8 +210,9 @@ class Client:
         The order is named by its present client order id or by the venue's id.
         """
         new_id = self._client_order_id(client_order_id)
+        now_ns = self._connector.clock.time_ns()
         return self._submit_order(
-            ReplaceOrder(new_id, target_client_order_id, order_id, price, quantity, time.time_ns())
+            ReplaceOrder(new_id, target_client_order_id, order_id, price, quantity, now_ns)
         )
 
     def submit(self, command: Command) -> Ticket[Any]:

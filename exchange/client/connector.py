@@ -9,8 +9,6 @@ Every log-on after the first asks for the reports from the one behind the last t
 """
 
 import asyncio
-import os
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -23,6 +21,7 @@ from exchange.client.errors import ClientError, ConnectError, ReportsLostError
 from exchange.client.keys import public_key_bytes
 from exchange.client.limits import CONNECT_WAIT_S
 from exchange.client.link import Link, LinkOwner
+from exchange.client.surroundings import Surroundings
 from exchange.clock import Clock
 from protocol.codes import CancelOnDisconnect
 from protocol.session import Received, Service
@@ -65,11 +64,11 @@ class Backoff:
     maximum_ms: int = 10_000
     attempts_max: int = 30
 
-    def pause_s(self, attempt: int) -> float:
+    def pause_s(self, attempt: int, uniform: Callable[[float, float], float]) -> float:
         """Return the pause before an attempt (the first is 1): half of it is left to chance."""
         doublings = min(attempt - 1, _DOUBLINGS_MAX)
         pause_ms = min(self.initial_ms << doublings, self.maximum_ms)
-        return pause_ms * random.uniform(0.5, 1.0) / _MS_PER_S
+        return pause_ms * uniform(0.5, 1.0) / _MS_PER_S
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,14 +115,18 @@ class Connector:
     """Owns the connection of one client."""
 
     def __init__(
-        self, settings: Settings, listener: Listener, clock: Clock, make_link: LinkMaker = Link
+        self,
+        settings: Settings,
+        listener: Listener,
+        surroundings: Surroundings,
+        make_link: LinkMaker = Link,
     ) -> None:
         self.settings = settings
         self.state = ClientState.CONNECTING
         self.link: Link | None = None
         self.venue = ""
         self._listener = listener
-        self._clock = clock
+        self._surroundings = surroundings
         self._make_link = make_link
         self._next_report = 0
         self._is_closing = False
@@ -131,6 +134,11 @@ class Connector:
         self._log_on: asyncio.Future[None] | None = None
         self._gone: asyncio.Future[None] | None = None
         self._retries: asyncio.Task[None] | None = None
+
+    @property
+    def clock(self) -> Clock:
+        """That of all that is sent."""
+        return self._surroundings.clock
 
     @property
     def unknown_count(self) -> int:
@@ -184,7 +192,7 @@ class Connector:
             minor=MINOR,
             key=public_key_bytes(settings.key),
             session=settings.session,
-            client_nonce=os.urandom(_NONCE_SIZE),
+            client_nonce=self._surroundings.random_bytes(_NONCE_SIZE),
             next_number=self._next_report,
             keepalive_ms=settings.keepalive_ms,
             cancel_on_disconnect=settings.cancel_on_disconnect,
@@ -244,7 +252,7 @@ class Connector:
         """Make one connection and log on. Raises ClientError."""
         loop = asyncio.get_running_loop()
         settings = self.settings
-        link = self._make_link(self, self._clock, loop)
+        link = self._make_link(self, self.clock, loop)
         self._log_on = loop.create_future()
         self.link = link
         try:
@@ -270,7 +278,7 @@ class Connector:
         for attempt in range(1, backoff.attempts_max + 1):
             if attempt > 1:
                 self._change(ClientState.RECONNECTING, reason, attempt)
-            await asyncio.sleep(backoff.pause_s(attempt))
+            await asyncio.sleep(backoff.pause_s(attempt, self._surroundings.uniform))
             try:
                 await self._connect()
             except ClientError as error:

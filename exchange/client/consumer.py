@@ -26,7 +26,7 @@ from exchange.client.limits import SILENT_NS
 from exchange.client.lines import Lag, Line, LineReader, LineState
 from exchange.client.receiver import MarketDataReceiver
 from exchange.client.recovery import Gap, Means, Recovery, Snapshot
-from exchange.clock import SystemClock
+from exchange.client.surroundings import SYSTEM, Surroundings
 from protocol.books import Book
 from protocol.market_data import (
     EventDefinition,
@@ -55,6 +55,7 @@ class Consumer:
     `on_event` is called with every public message, after all of its command is in the books,
     `on_trade` with the trades among them, `on_gap` when messages are lost for good or make no
     sense, `on_recovered` when books are known again, `on_epoch` when everything starts again.
+    `surroundings` is for simulators.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Consumer:
         on_gap: Callable[[Gap], None] | None = None,
         on_recovered: Callable[[Recovery], None] | None = None,
         on_epoch: Callable[[int], None] | None = None,
+        surroundings: Surroundings = SYSTEM,
     ) -> None:
         lines = {"a": None if group is None else Line(group, port, interface), "b": line_b}
         self._on_event = on_event
@@ -86,19 +88,19 @@ class Consumer:
             on_recovered=None if on_recovered is None else _guarded(on_recovered),
             on_epoch=None if on_epoch is None else _guarded(on_epoch),
         )
-        self._clock = clock = SystemClock()
+        self._clock = surroundings.clock
         self.lines: dict[str, LineState] = {}
         """What came on each line, "a" and "b", and from the feed, "tcp"."""
         self._readers: list[LineReader] = []
         for name, line in lines.items():
             if line is not None:
                 state = self.lines[name] = LineState(name)
-                reader = LineReader(state, line, self.receiver, clock, self._after)
+                reader = LineReader(state, line, self.receiver, surroundings, self._after)
                 self._readers.append(reader)
         self._healer: Healer | None = None
         if feed is not None:
             is_only = group is None
-            self._healer = Healer(feed, self.receiver, clock, self._after, is_only=is_only)
+            self._healer = Healer(feed, self.receiver, surroundings, self._after, is_only=is_only)
             self.lines["tcp"] = self._healer.state
         assert self.lines, "a consumer has a line or a feed"
         self._is_open = False
@@ -120,6 +122,7 @@ class Consumer:
         on_gap: Callable[[Gap], None] | None = None,
         on_recovered: Callable[[Recovery], None] | None = None,
         on_epoch: Callable[[int], None] | None = None,
+        surroundings: Surroundings = SYSTEM,
     ) -> "Consumer":
         """A consumer that has everything from a feed: a snapshot, then the messages."""
         return cls(
@@ -132,6 +135,7 @@ class Consumer:
             on_gap=on_gap,
             on_recovered=on_recovered,
             on_epoch=on_epoch,
+            surroundings=surroundings,
         )
 
     async def __aenter__(self) -> "Consumer":

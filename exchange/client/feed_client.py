@@ -29,7 +29,8 @@ from exchange.client.keys import load_key
 from exchange.client.limits import CONNECT_WAIT_S
 from exchange.client.link import LinkOwner
 from exchange.client.subscription import FeedMarketData, Sinks, Subscription
-from exchange.clock import Clock, SystemClock
+from exchange.client.surroundings import SYSTEM, Surroundings
+from exchange.clock import Clock
 from protocol.codes import (
     CancelOnDisconnect,
     DropCopyScope,
@@ -71,19 +72,20 @@ async def connect_feed(
     on_state: OnState | None = None,
     on_feed_state: OnFeedState | None = None,
     reconnect: Backoff | None = _PATIENT,
+    surroundings: Surroundings = SYSTEM,
 ) -> "FeedClient":
     """Connect, log on, and return a client that knows where the feed is.
 
     `key` is a private key, the path of a PEM file or PEM text; `session` names the connection in
     the feed's logs. `on_state` is called with every change of the connection, `on_feed_state` with
     what the feed says of itself. The first connection is tried once; `reconnect` is about later
-    ones, None for never.
+    ones, None for never. `surroundings` is for simulators.
 
     Raises KeyFileError, ConnectError, LogOnRejectedError, ConnectionLostError, TerminatedError.
     """
     settings = _settings(host, port, key, session, keepalive_ms, reconnect)
     desk = FeedDesk(on_state, on_feed_state)
-    connector = _connector(settings, desk)
+    connector = _connector(settings, desk, surroundings)
     await connector.open()
     client = FeedClient(connector, desk)
     try:
@@ -108,6 +110,7 @@ def open_feed(
     on_state: OnState | None = None,
     on_feed_state: OnFeedState | None = None,
     reconnect: Backoff = _PATIENT,
+    surroundings: Surroundings = SYSTEM,
 ) -> "FeedClient":
     """As `connect_feed`, but return at once and connect in the background, also the first time.
 
@@ -115,7 +118,7 @@ def open_feed(
     """
     settings = _settings(host, port, key, session, keepalive_ms, reconnect)
     desk = FeedDesk(on_state, on_feed_state)
-    connector = _connector(settings, desk)
+    connector = _connector(settings, desk, surroundings)
     connector.open_later(reconnect)
     return FeedClient(connector, desk)
 
@@ -348,11 +351,11 @@ def _settings(
     )
 
 
-def _connector(settings: Settings, desk: FeedDesk) -> Connector:
+def _connector(settings: Settings, desk: FeedDesk, surroundings: Surroundings) -> Connector:
     """Put together a connector whose connections the desk knows."""
 
     def make_link(owner: LinkOwner, clock: Clock, loop: asyncio.AbstractEventLoop) -> FeedLink:
         desk.link = FeedLink(owner, clock, loop)
         return desk.link
 
-    return Connector(settings, desk, SystemClock(), make_link)
+    return Connector(settings, desk, surroundings, make_link)

@@ -73,8 +73,12 @@ StateMessage = (
 
 _NS_PER_S: Final = 1_000_000_000
 
-_BEHIND: Final = (RejectCode.NUMBER_TOO_HIGH, RejectCode.SEQUENCE_TOO_HIGH)
-"""The feed is not where we are: it was started again, and reads on."""
+_BEHIND: Final = (
+    *(RejectCode.NUMBER_TOO_HIGH, RejectCode.SEQUENCE_TOO_HIGH),
+    *(RejectCode.UNKNOWN_INSTRUMENT, RejectCode.UNKNOWN_EVENT, RejectCode.UNKNOWN_ACCOUNT),
+)
+"""The feed is not where we are: it was started again, and reads on. What it knew is there for ever,
+so it will know it again."""
 
 
 class StateTaker(Protocol):

@@ -28,7 +28,7 @@ from exchange.client.lines import LineState
 from exchange.client.receiver import NO_EPOCH, MarketDataReceiver
 from exchange.client.recovery import Replay, Snapshot
 from exchange.client.subscription import Subscription
-from exchange.clock import Clock
+from exchange.client.surroundings import Surroundings
 from protocol.codes import RejectCode, SubscriptionStart
 from protocol.feed import FeedState, RequestEnd, Skipped, Subscribed
 from protocol.packets import HEARTBEAT, SNAPSHOT, Packet, encode_packet
@@ -61,7 +61,7 @@ class Healer:
         self,
         feed: Feed,
         receiver: MarketDataReceiver,
-        clock: Clock,
+        surroundings: Surroundings,
         after: Callable[[], None],
         *,
         is_only: bool,
@@ -71,7 +71,8 @@ class Healer:
         """Why the feed refused something last."""
         self._settings = feed
         self._receiver = receiver
-        self._clock = clock
+        self._surroundings = surroundings
+        self._clock = surroundings.clock
         self._after = after
         self._is_only = is_only
         self._feed: FeedClient | None = None
@@ -96,6 +97,7 @@ class Healer:
             session=where.session,
             on_state=self._on_state,
             on_feed_state=self._on_feed_state,
+            surroundings=self._surroundings,
         )
 
     async def close(self) -> None:

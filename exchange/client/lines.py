@@ -6,17 +6,18 @@ all the same shows as a hole in the numbers, and as the kernel's own count of dr
 """
 
 import asyncio
-import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median_low
 from typing import Final, NamedTuple
 
 from exchange.client.limits import DATAGRAMS_MAX, LAG_SAMPLES_MAX, LAG_WINDOW_NS
 from exchange.client.receiver import MarketDataReceiver
-from exchange.client.sockets import DATAGRAM_SIZE, group_of, listen, receive, snapshot_group_of
+from exchange.client.sockets import GroupSocket, group_of, snapshot_group_of
+from exchange.client.surroundings import Surroundings
 from exchange.clock import Clock
 from protocol.packets import PACKET_HEADER
 
@@ -99,7 +100,7 @@ class LineReader:
         state: LineState,
         line: Line,
         receiver: MarketDataReceiver,
-        clock: Clock,
+        surroundings: Surroundings,
         after: Callable[[], None],
     ) -> None:
         self.state = state
@@ -107,42 +108,41 @@ class LineReader:
         """Bytes that the kernel keeps for each channel, its own overhead included."""
         self._line = line
         self._receiver = receiver
-        self._clock = clock
+        self._clock = surroundings.clock
+        self._hear = surroundings.hear
         self._after = after
-        self._sockets: dict[int, socket.socket] = {}
-        self._snapshot_sockets: dict[int, socket.socket] = {}
+        self._sockets: dict[int, GroupSocket] = {}
+        self._snapshot_sockets: dict[int, GroupSocket] = {}
 
     def open(self, channels: Iterable[int]) -> None:
         """Join the groups of channels and begin to read. Raises OSError; `close` is called then."""
         group, port, interface = self._line.group, self._line.port, self._line.interface
         for channel in channels:
-            self._sockets[channel] = listen(group_of(group, channel), port, interface)
-        loop = asyncio.get_running_loop()
+            self._sockets[channel] = self._hear(group_of(group, channel), port, interface)
         for channel, udp in self._sockets.items():
-            self.receive_buffer_size = udp.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-            loop.add_reader(udp, self._read, channel, udp, self._receiver.receive)
+            self.receive_buffer_size = udp.buffer_size
+            udp.when_readable(partial(self._read, channel, udp, self._receiver.receive))
 
     def hear_snapshots(self, channel: int, is_wanted: bool) -> None:
         """Join or leave the group of a channel's snapshots. A failure is told to the loop."""
         if is_wanted == (channel in self._snapshot_sockets):
             return
         if not is_wanted:
-            _close(self._snapshot_sockets.pop(channel))
+            self._snapshot_sockets.pop(channel).close()
             return
-        loop = asyncio.get_running_loop()
         group = snapshot_group_of(self._line.group, channel)
         try:
-            udp = listen(group, self._line.port, self._line.interface)
+            udp = self._hear(group, self._line.port, self._line.interface)
         except OSError as error:
             _complain(f"snapshots of channel {channel} cannot be heard", error)
             return
         self._snapshot_sockets[channel] = udp
-        loop.add_reader(udp, self._read, channel, udp, self._receiver.receive_snapshot)
+        udp.when_readable(partial(self._read, channel, udp, self._receiver.receive_snapshot))
 
     def close(self) -> None:
         """Leave all groups."""
         for udp in (*self._sockets.values(), *self._snapshot_sockets.values()):
-            _close(udp)
+            udp.close()
         self._sockets.clear()
         self._snapshot_sockets.clear()
 
@@ -153,15 +153,15 @@ class LineReader:
         emptied = [self._drain(channel, udp, receive) for channel, udp in sockets]
         return all(emptied)
 
-    def _read(self, channel: int, udp: socket.socket, take: Take) -> None:
+    def _read(self, channel: int, udp: GroupSocket, take: Take) -> None:
         self._drain(channel, udp, take)
         self._after()
 
-    def _drain(self, channel: int, udp: socket.socket, take: Take) -> bool:
+    def _drain(self, channel: int, udp: GroupSocket, take: Take) -> bool:
         """Read up to a bound; True: the socket is empty."""
         state, now_ns = self.state, self._clock.monotonic_ns()
         try:
-            data, drop_count = receive(udp)
+            data, drop_count = udp.receive()
             if self._sockets.get(channel) is udp:
                 state.heard_ns[channel] = now_ns
                 if drop_count >= 0:
@@ -173,7 +173,7 @@ class LineReader:
             is_new = target.next_number > before
             state.sample(data, target.last_time_ns if is_new else 0, self._clock)
             for _ in range(DATAGRAMS_MAX - 1):
-                data = udp.recv(DATAGRAM_SIZE)
+                data = udp.receive_next()
                 state.packet_count += 1
                 take(channel, data, now_ns)
         except BlockingIOError:
@@ -181,15 +181,10 @@ class LineReader:
         except OSError as error:
             # When a callback has closed the consumer, nothing is wrong. Else the interface went
             # away, for example; it may come back, and until then it is silent.
-            if udp.fileno() >= 0:
+            if udp.is_open:
                 _complain(f"channel {channel} of line {state.name} cannot be read", error)
             return True
         return False
-
-
-def _close(udp: socket.socket) -> None:
-    asyncio.get_running_loop().remove_reader(udp)
-    udp.close()
 
 
 def _complain(message: str, error: OSError) -> None:

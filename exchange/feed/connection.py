@@ -188,7 +188,9 @@ class Connection(asyncio.Protocol):
         assert self._machine.hello is not None, "the greeting was sent first"
         self.server.expect(self)
         directory = self.streams.market.directory
-        answer = log_ons.authenticate(directory, self._machine.hello, message)
+        is_current = self.server.is_current()
+        hello = self._machine.hello
+        answer = log_ons.authenticate(directory, hello, message, is_current=is_current)
         if not isinstance(answer, LogOnRejected):
             answer = self.server.check_share(answer.participant_id) or answer
         if isinstance(answer, LogOnRejected):

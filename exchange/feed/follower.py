@@ -9,22 +9,17 @@ the disk is behind, nothing is read from the connection.
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
-from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from exchange.feed.source import DAMAGED, FeedFailure, RecordSink, TailSource
+from exchange.feed.surroundings import OtherFeed, Surroundings
 from exchange.feed.upstream import Upstream
-from exchange.logs import Log
 from journal import (
     EventLog,
     EventReader,
     EventRecord,
-    FolderStorage,
     JournalDamaged,
     Storage,
     split_records,
@@ -63,35 +58,28 @@ class _Copy(NamedTuple):
 
 
 class FollowerSource(TailSource):
-    """A `Source` that asks an upstream feed for its log and keeps it in `folder`/events.
+    """A `Source` that asks another feed for its log and keeps a copy; the epoch is kept beside it.
 
-    `folder` is made if it is missing (its parent must exist); the epoch is kept beside events/.
-    `from_sequence`, `last_header` and `epoch` are of a checkpoint, as those of `LocalSource`. The
-    key needs the role ADMIN upstream. Reconnects for ever, and goes on by sequence. With a copy
-    that reaches `from_sequence` - 1 the source is open without the feed upstream.
+    `from_sequence`, `last_header` and `epoch` are of a checkpoint, as those of `LocalSource`.
+    Reconnects for ever, and goes on by sequence. With a copy that reaches `from_sequence` - 1 the
+    source is open without the feed upstream.
     """
 
     def __init__(
         self,
-        folder: Path,
-        host: str,
-        port: int,
-        key: Ed25519PrivateKey,
+        surroundings: Surroundings,
         sink: RecordSink,
-        log: Log,
         *,
         from_sequence: int = 1,
         last_header: RecordHeader | None = None,
         epoch: int = 0,
     ) -> None:
-        events = FolderStorage(folder / EVENTS_FOLDER, is_read_only=True)
-        super().__init__(events, sink, log, from_sequence - 1, last_header)
+        super().__init__(surroundings, sink, from_sequence - 1, last_header)
+        assert isinstance(surroundings.origin, OtherFeed), "there is a feed upstream"
         self.epoch = epoch
-        self._path = folder
-        self._folder: FolderStorage | None = None
-        self._address = host, port
-        self._key = key
-        self._thread = ThreadPoolExecutor(1, "feed-copy")
+        self._surroundings = surroundings
+        self._origin = surroundings.origin
+        self._thread = surroundings.make_threads(1, "feed-copy")
         self._event_log: EventLog | None = None
         self._upstream: Upstream | None = None
         self._upstream_sequence = 0  # the last that the feed upstream is known to have
@@ -200,8 +188,7 @@ class FollowerSource(TailSource):
 
     async def _follow(self) -> None:
         """Open the copy, then write what comes and stay connected."""
-        self._folder = FolderStorage(self._path)
-        copy = await self._in_thread(partial(_open_copy, self._path, self._folder))
+        copy = await self._in_thread(partial(_open_copy, self._surroundings, self._origin.data))
         if copy.epoch and self.epoch not in (0, copy.epoch):
             text = f"the epoch of the copy is {copy.epoch}, what was read has {self.epoch}"
             raise FeedFailure(DAMAGED, text, is_other_log=True)
@@ -217,9 +204,8 @@ class FollowerSource(TailSource):
 
     async def _write(self) -> None:
         """Write what has come, all at once, for ever. Raises JournalFailed."""
-        log, folder = self._event_log, self._folder
+        log, folder = self._event_log, self._origin.data
         assert log is not None, "the copy is open"
-        assert folder is not None, "the copy is open"
         while True:
             await self._has_news.wait()
             self._has_news.clear()
@@ -249,7 +235,7 @@ class FollowerSource(TailSource):
         pause_s = RECONNECT_PAUSE_MIN_S
         said = ""
         while True:
-            upstream = self._upstream = Upstream(self, self._key)
+            upstream = self._upstream = Upstream(self, self._origin.key, self._surroundings)
             try:
                 await self._connect(upstream)
                 reason = await upstream.lost
@@ -268,36 +254,36 @@ class FollowerSource(TailSource):
         """Raises OSError, TimeoutError among them."""
         async with asyncio.timeout(CONNECT_WAIT_S):
             loop = asyncio.get_running_loop()
-            await loop.create_connection(lambda: upstream, *self._address)
+            host, port = self._origin.host, self._origin.port
+            await loop.create_connection(lambda: upstream, host, port)
 
     def _fail_as_other(self, text: str) -> None:
         """The log upstream is not the one that is copied here; a person has to decide."""
-        text += f": remove {EVENTS_FOLDER}/ and {EPOCH_NAME} in {self._path} to copy it anew"
+        text += f": remove {EVENTS_FOLDER}/ and {EPOCH_NAME} in the data folder to copy it anew"
         self.fail(FeedFailure(DAMAGED, text, is_other_log=True))
 
     def _let_go(self) -> None:
         if self._event_log is not None:
             self._event_log.close()
-        if self._folder is not None:
-            self._folder.close()
+        self._origin.data.close()
 
     async def _in_thread(self, job: Callable[[], _Result]) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, job)
 
 
-def _open_copy(path: Path, folder: Storage) -> _Copy:
+def _open_copy(surroundings: Surroundings, folder: Storage) -> _Copy:
     """Take the folder, and mend the copy that is in it. Raises FeedFailure, JournalError."""
     folder.lock()
     with suppress(FileNotFoundError):
         folder.remove(EPOCH_NAME + TEMPORARY_SUFFIX)
-    if (path / COMMANDS_FOLDER).exists():
-        text = f"{path} is the data of a venue; a copy of another log needs a folder of its own"
+    if COMMANDS_FOLDER in folder.names():
+        text = "this is the data of a venue; a copy of another log needs a folder of its own"
         raise FeedFailure(CONFIGURATION, text)
-    storage = FolderStorage(path / EVENTS_FOLDER)
-    event_log = EventLog.open(storage)
+    storage = surroundings.events
+    event_log = EventLog.open(storage, execute=surroundings.execute)
     event_log.resume()
     position = event_log.position
-    epoch = _read_epoch(path / EPOCH_NAME, position.sequence)
+    epoch = _read_epoch(folder, position.sequence)
     return _Copy(event_log, epoch, _last_header(EventReader(storage, position), position.sequence))
 
 
@@ -312,16 +298,17 @@ def _last_header(reader: EventReader, sequence: int) -> RecordHeader | None:
     return found
 
 
-def _read_epoch(path: Path, sequence: int) -> int:
+def _read_epoch(folder: Storage, sequence: int) -> int:
     """The epoch of the copy; 0 when nothing was ever copied."""
     try:
-        text = path.read_bytes()
+        with closing(folder.open(EPOCH_NAME)) as file:
+            text = file.read(0, file.size())
     except FileNotFoundError:
         text = b""
     if text.endswith(b"\n") and text[:-1].isdigit():
         return int(text)
     if text or sequence:
-        raise FeedFailure(DAMAGED, f"{path} does not say the epoch of the log beside it")
+        raise FeedFailure(DAMAGED, f"{EPOCH_NAME} does not say the epoch of the log beside it")
     return 0
 
 

@@ -11,18 +11,16 @@ import asyncio
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from aiofiles.os import wrap
 
 from exchange.feed.source import Source
+from exchange.feed.surroundings import Surroundings
 from journal import (
     EventPosition,
     EventRecord,
-    FolderStorage,
     JournalDamaged,
     PrivateEvent,
     Storage,
@@ -127,20 +125,20 @@ class _Block(NamedTuple):
 
 
 class History:
-    """See the module. `events` is the folder that `source` reads; up to `source.position`.
+    """See the module. It reads what `source` reads; up to `source.position`.
 
     All methods return at least one item if there is any, else as many as `size_max` bytes hold.
     They raise HistoryError. Counters are plain integers, for whoever collects metrics.
     """
 
-    def __init__(self, source: Source, events: Path) -> None:
+    def __init__(self, source: Source, surroundings: Surroundings) -> None:
         self.read_count = 0
         self.read_size = 0
         self.hit_count = 0
         self.cached_size = 0
         self._source = source
-        self._storage = FolderStorage(events, is_read_only=True)
-        self._threads = ThreadPoolExecutor(READS_MAX, "feed-history")
+        self._storage = surroundings.events
+        self._threads = surroundings.make_threads(READS_MAX, "feed-history")
         self._turns = asyncio.Semaphore(READS_MAX)
         self._cache: OrderedDict[_Key, tuple[Any, int]] = OrderedDict()
         self._loading: dict[_Key, asyncio.Task[Any]] = {}

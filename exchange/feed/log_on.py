@@ -22,6 +22,8 @@ MARKET_DATA_ROLES: Final = Role.MARKET_DATA | Role.TRADE | Role.ADMIN
 
 READING_ROLES: Final = MARKET_DATA_ROLES | Role.DROP_COPY
 
+BEHIND_TEXT: Final = "the feed was started again, and has not read yet what the venue has"
+
 _FIELDS: Final = {name: i for i, name in enumerate(LogOn.__struct_fields__, start=1)}
 
 
@@ -30,10 +32,15 @@ def reject(code: RejectCode, field: str, text: str, limit: int = 0) -> LogOnReje
     return LogOnRejected(code, _FIELDS.get(field, 0), limit, text)
 
 
-def authenticate(directory: Directory, hello: Hello, log_on: LogOn) -> KeyRecorded | LogOnRejected:
-    """The key, when it and its signature are good, else the refusal."""
+def authenticate(
+    directory: Directory, hello: Hello, log_on: LogOn, *, is_current: bool
+) -> KeyRecorded | LogOnRejected:
+    """The key, when it and its signature are good, else the refusal; `is_current`: a key that is
+    not there is none."""
     key = directory.keys.get(log_on.key)
     if key is None or not key.roles:
+        if not is_current:
+            return reject(RejectCode.BACK_PRESSURE, "key", BEHIND_TEXT)
         return reject(RejectCode.UNKNOWN_KEY, "key", "the venue does not know this key")
     try:
         signed = log_on_bytes(hello.venue, hello.nonce, log_on, Service.FEED)
@@ -42,6 +49,8 @@ def authenticate(directory: Directory, hello: Hello, log_on: LogOn) -> KeyRecord
         text = "the signature does not fit key, nonce and fields"
         return reject(RejectCode.BAD_SIGNATURE, "signature", text)
     if not key.roles & READING_ROLES:
+        if not is_current:
+            return reject(RejectCode.BACK_PRESSURE, "key", BEHIND_TEXT)
         return reject(RejectCode.NOT_PERMITTED, "key", "the key has no role that reads")
     return key
 

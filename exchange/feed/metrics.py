@@ -23,8 +23,8 @@ from protocol.codes import RejectCode, SubscriptionForm
 
 if TYPE_CHECKING:
     from exchange.feed.cycle import Cycle
+    from exchange.feed.run import Feed
     from exchange.feed.server import FeedServer
-    from exchange.feed.service import Feed
 
 __all__ = ["FeedMetrics", "start_metrics"]
 

@@ -1,13 +1,11 @@
 """The door of the feed: who is connected, who may come in, whose key is gone."""
 
 import asyncio
-import secrets
 from collections.abc import Callable
 from typing import Final
 
 from exchange.feed.connection import Connection
 from exchange.feed.limits import (
-    CONNECTIONS_MAX,
     REFUSALS_MAX,
     SHARE_CONNECTIONS_MAX,
     STEPS_MAX,
@@ -15,7 +13,7 @@ from exchange.feed.limits import (
 )
 from exchange.feed.log_on import reject
 from exchange.feed.streams import Streams
-from exchange.logs import Log
+from exchange.feed.surroundings import Surroundings
 from protocol.codes import RejectCode, TerminateCode
 from protocol.feed import FeedReject, FeedState
 from protocol.framing import CLIENT_FRAME_SIZE_MAX
@@ -35,17 +33,19 @@ class FeedServer:
         self,
         streams: Streams,
         loop: asyncio.AbstractEventLoop,
-        log: Log,
+        surroundings: Surroundings,
         fail: Callable[[BaseException], None],
-        connections_max: int = CONNECTIONS_MAX,
+        is_current: Callable[[], bool],
     ) -> None:
-        """`fail` is called when something is wrong here that no client can cause."""
+        """`fail` is called when something is wrong here that no client can cause; `is_current` says
+        whether what was there at the start was read."""
         self.streams = streams
         self.now_ns = streams.now_ns
         self.loop = loop
-        self.log = log
+        self.log = surroundings.log
         self.steps = asyncio.Semaphore(STEPS_MAX)
         self.fail = fail
+        self.is_current = is_current
         self.connections: dict[Connection, None] = {}  # in the order in which they came
         self.log_on_count = 0
         self.log_on_reject_counts: dict[int, int] = {}  # by code
@@ -53,7 +53,8 @@ class FeedServer:
         self.evicted_count = 0  # dropped for a newcomer
         self.stalled_count = 0  # cut because they took nothing
         self.is_stopping = False
-        self._connections_max = connections_max
+        self._connections_max = surroundings.connections_max
+        self._random_bytes = surroundings.random_bytes
         self._silent: dict[Connection, None] = {}  # connections that have sent no log-on yet
         self._entered: dict[Connection, int] = {}  # that are logged on, with their participants
         self._shares: dict[int, int] = {}  # how many of them each participant has
@@ -78,7 +79,7 @@ class FeedServer:
         """A greeting with a fresh nonce."""
         venue = self.streams.market.directory.venue
         name = venue.venue if venue is not None else "unknown"
-        nonce = secrets.token_bytes(NONCE_SIZE)
+        nonce = self._random_bytes(NONCE_SIZE)
         return Hello(MAJOR, MINOR, name, nonce, now_ns, CLIENT_FRAME_SIZE_MAX)
 
     def feed_state(self) -> FeedState:

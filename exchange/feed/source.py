@@ -6,23 +6,16 @@ one that has not what was read: then the process ends, and the next one begins a
 """
 
 import asyncio
-import os
-import socket
 from collections.abc import Coroutine, Sequence
-from pathlib import Path
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
+from exchange.feed.surroundings import OtherFeed, Surroundings
 from exchange.feed.tail import EventTail, OtherLogError, RecordSink
-from exchange.logs import Log
-from journal import EventPosition, FolderStorage, JournalError, Position, decode_position
+from exchange.position import PositionClient, PositionError
+from journal import EventPosition, JournalError, Position
 from journal.event_format import RecordHeader
-from journal.position import POSITION_SIZE
 
 __all__ = ["FeedFailure", "LocalSource", "RecordSink", "Source", "TailSource"]
-
-RECONNECT_PAUSE_MIN_S: Final = 0.02
-RECONNECT_PAUSE_MAX_S: Final = 0.5
-"""Pauses between attempts to connect: doubling from the first to the second."""
 
 ASSERTION: Final = 65
 DAMAGED: Final = 66
@@ -100,16 +93,15 @@ class TailSource:
 
     def __init__(
         self,
-        events: FolderStorage,
+        surroundings: Surroundings,
         sink: RecordSink,
-        log: Log,
         sequence: int,
         last_header: RecordHeader | None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[FeedFailure] = loop.create_future()
-        self.tail = EventTail(events, sink, log, sequence, last_header)
-        self.log = log
+        self.tail = EventTail(surroundings, sink, sequence, last_header)
+        self.log = surroundings.log
         self.is_closed = False
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -176,6 +168,8 @@ class TailSource:
             failure = error
         elif isinstance(error, OtherLogError):
             failure = FeedFailure(DAMAGED, str(error), is_other_log=True)
+        elif isinstance(error, PositionError):
+            failure = FeedFailure(DAMAGED, str(error))
         elif isinstance(error, JournalError):
             failure = FeedFailure(error.exit_code, str(error))
         elif isinstance(error, OSError):
@@ -188,49 +182,44 @@ class TailSource:
 
 
 class LocalSource(TailSource):
-    """A `Source` over the data folder of a venue on this host.
+    """A `Source` over the event log and the position of a venue on this host.
 
-    `events` is the folder of the event log, `position` the path of the venue's socket. Records are
-    handed on from the one that begins with `from_sequence` on; `last_header` is that of the last
-    record with events below, None when there is none: the log must have it. With `epoch` (of a
-    checkpoint) the source is open as soon as the log has what is below, although the venue may be
-    away; with 0 it waits for the venue. An exception of the sink ends it, with exit code 65.
+    Records are handed on from the one that begins with `from_sequence` on; `last_header` is that of
+    the last record with events below, None when there is none: the log must have it. With `epoch`
+    (of a checkpoint) the source is open as soon as the log has what is below, although the venue
+    may be away; with 0 it waits for the venue. An exception of the sink ends it, with exit code 65.
     """
 
     def __init__(
         self,
-        events: Path,
-        position: Path,
+        surroundings: Surroundings,
         sink: RecordSink,
-        log: Log,
         *,
         from_sequence: int = 1,
         last_header: RecordHeader | None = None,
         epoch: int = 0,
     ) -> None:
-        storage = FolderStorage(events, is_read_only=True)
-        super().__init__(storage, sink, log, from_sequence - 1, last_header)
+        super().__init__(surroundings, sink, from_sequence - 1, last_header)
+        assert not isinstance(surroundings.origin, OtherFeed), "the venue is on this host"
         self.epoch = epoch
-        self._path = position
-        self._line: _PositionLine | None = None
+        self._client = PositionClient(surroundings.origin, self.told, self.log)
         self._is_opened = asyncio.Event()
         if epoch:
             self._is_opened.set()
 
     @property
     def is_connected(self) -> bool:
-        return self._line is not None and self._line.is_fresh
+        return self._client.is_connected
 
     def start(self) -> None:
-        self.begin(self.tail.run(), self._stay_connected())
+        self.begin(self.tail.run(), self._client.run())
 
     async def opened(self) -> None:
         await self.unless_ended(self._wait_opened())
 
     def close(self) -> None:
         super().close()
-        if self._line is not None:
-            self._line.abort()
+        self._client.close()
 
     def told(self, position: Position, is_first: bool) -> None:
         """The venue says how far may be read; `is_first` on a new connection."""
@@ -260,81 +249,3 @@ class LocalSource(TailSource):
     async def _wait_opened(self) -> None:
         await self._is_opened.wait()
         await self.tail.reach(self.tail.position.sequence)
-
-    async def _stay_connected(self) -> None:
-        """Connect, and again when the connection is lost, for ever."""
-        pause_s = RECONNECT_PAUSE_MIN_S
-        reason = ""
-        while True:
-            line = _PositionLine(self)
-            try:
-                await _connect(self._path, line)
-                self._line = line
-                await line.lost
-                text = "connection lost"
-            except OSError as error:
-                text = error.strerror or str(error)
-            if line.is_told:
-                pause_s, reason = RECONNECT_PAUSE_MIN_S, ""
-            if text != reason:
-                reason = text
-                self.log.error("venue_away", reason=reason)
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, RECONNECT_PAUSE_MAX_S)
-
-
-class _PositionLine(asyncio.Protocol):
-    """One connection to the venue's position. Of what comes at once only the newest counts."""
-
-    def __init__(self, source: LocalSource) -> None:
-        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.is_told = False
-        self._source = source
-        self._rest = b""
-        self._transport: asyncio.Transport | None = None
-
-    @property
-    def is_fresh(self) -> bool:
-        """Whether what the venue said last still counts."""
-        return self.is_told and not self.lost.done()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-
-    def data_received(self, data: bytes) -> None:
-        data = self._rest + data
-        end = len(data) - len(data) % POSITION_SIZE
-        self._rest = data[end:]
-        if not end:
-            return
-        try:
-            position = decode_position(data[end - POSITION_SIZE : end])
-        except ValueError as error:
-            self._source.fail(FeedFailure(DAMAGED, f"the venue's position: {error}"))
-            return
-        is_first, self.is_told = not self.is_told, True
-        self._source.told(position, is_first)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self.lost.done():
-            self.lost.set_result(None)
-
-    def abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
-
-
-async def _connect(path: Path, line: _PositionLine) -> None:
-    """Connect to the socket at a path of any length: its address has room for 107 bytes only."""
-    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            # At once: a full backlog is an error, and is tried again like any other.
-            bound.connect(f"/proc/self/fd/{folder}/{path.name}")
-        finally:
-            os.close(folder)
-        await asyncio.get_running_loop().create_unix_connection(lambda: line, sock=bound)
-    except BaseException:
-        bound.close()
-        raise

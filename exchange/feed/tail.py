@@ -10,12 +10,10 @@ back and has grown again is another one, though it has the same sequences.
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from time import monotonic_ns
 from typing import Final, TypeVar
 
-from exchange.logs import Log
+from exchange.feed.surroundings import Surroundings
 from journal import (
     EventPosition,
     EventReader,
@@ -67,9 +65,8 @@ class EventTail:
 
     def __init__(
         self,
-        storage: Storage,
+        surroundings: Surroundings,
         sink: RecordSink,
-        log: Log,
         sequence: int,
         last_header: RecordHeader | None,
     ) -> None:
@@ -84,11 +81,12 @@ class EventTail:
         self.generation = 0
         """Counts how often `segments` was not a continuation of what it was."""
         self._last_header = last_header
-        self._storage = storage
+        self._clock = surroundings.clock
+        self._storage = surroundings.events
         self._sink = sink
-        self._log = log
+        self._log = surroundings.log
         self._loop = asyncio.get_running_loop()
-        self._thread = ThreadPoolExecutor(1, "feed-tail")
+        self._thread = surroundings.make_threads(1, "feed-tail")
         self._buffer = memoryview(bytearray(BLOCK_SIZE))
         self._file: File | None = None
         self._is_lost = True  # where the next record is has to be found
@@ -218,6 +216,7 @@ class EventTail:
             size = needed
 
     async def _hand_on(self, records: list[EventRecord]) -> None:
+        monotonic_ns = self._clock.monotonic_ns
         slice_end_ns = monotonic_ns() + SLICE_NS
         for record in records:
             _, segment, offset = self.position

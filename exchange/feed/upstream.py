@@ -6,14 +6,13 @@ more is read from the socket.
 """
 
 import asyncio
-import os
 import socket
-from time import monotonic_ns, time_ns
 from typing import Any, Final, Protocol
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from exchange.feed.surroundings import Surroundings
 from journal.event_format import BODY_SIZE_MAX, RECORD_HEADER_SIZE
 from protocol.errors import RemoteProtocolError
 from protocol.feed import FeedReject, FeedState, LogPiece, LogRequest, RequestEnd
@@ -57,15 +56,19 @@ class UpstreamOwner(Protocol):
 class Upstream(asyncio.Protocol):
     """See the module. `lost` says why the connection has ended."""
 
-    def __init__(self, owner: UpstreamOwner, key: Ed25519PrivateKey) -> None:
+    def __init__(
+        self, owner: UpstreamOwner, key: Ed25519PrivateKey, surroundings: Surroundings
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.lost: asyncio.Future[str] = loop.create_future()
         self.is_open = False  # its log was asked for
         self._owner = owner
         self._key = key
         self._loop = loop
+        self._clock = surroundings.clock
+        self._random_bytes = surroundings.random_bytes
         # UTC now, then monotonic: a step of the wall clock ends nothing.
-        self._offset_ns = time_ns() - monotonic_ns()
+        self._offset_ns = self._clock.time_ns() - self._clock.monotonic_ns()
         self._machine = Connection(Party.CLIENT, self._now_ns(), Service.FEED)
         self._transport: Any = None
         self._timer: asyncio.TimerHandle | None = None
@@ -125,7 +128,7 @@ class Upstream(asyncio.Protocol):
     # Inside.
 
     def _now_ns(self) -> int:
-        return self._offset_ns + monotonic_ns()
+        return self._offset_ns + self._clock.monotonic_ns()
 
     def _handle(self, message: Message) -> None:
         if isinstance(message, LogPiece):
@@ -149,7 +152,7 @@ class Upstream(asyncio.Protocol):
             minor=MINOR,
             key=self._key.public_key().public_bytes_raw(),
             session=SESSION,
-            client_nonce=os.urandom(NONCE_SIZE),
+            client_nonce=self._random_bytes(NONCE_SIZE),
             next_number=0,
             keepalive_ms=KEEPALIVE_MS,
             cancel_on_disconnect=0,

@@ -165,7 +165,7 @@ def test_what_stops_a_start(feed: FeedProcess, venue: VenueProcess, tmp_path: Pa
     folder = venue.folder
     second = run(folder)
     assert second.returncode == 69
-    assert "held by another feed server" in second.stderr
+    assert "another process has" in second.stderr
     feed.stop()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

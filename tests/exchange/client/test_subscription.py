@@ -13,6 +13,7 @@ from exchange.client import (
 )
 from exchange.client import arrivals as arrivals_module
 from protocol.codes import (
+    RejectCode,
     SubscriptionForm,
     SubscriptionStart,
     TerminateCode,
@@ -179,6 +180,27 @@ async def test_a_feed_that_is_behind_is_asked_again() -> None:
             await sink.reach(feed.next_number)
             assert len(peer.asked(Subscribe)) == 3
             assert sink.numbers == list(range(1, feed.next_number))
+
+
+@on_both_loops
+async def test_what_was_known_once_is_asked_for_again() -> None:
+    """A feed whose log was cut by a power loss, and that reads on, knows it later."""
+    feed = some_feed()
+    async with FeedPeer(feed) as peer, await peer.client() as client:
+        sink = Numbers()
+        subscription = await client.subscribe(1, start=LIVE, events=[1], on_packet=sink)
+        peer.answers[Subscribe] = lambda line, asked: line.refuse(
+            asked, RejectCode.UNKNOWN_EVENT, 7, 1
+        )
+        peer.line.close()
+        while len(peer.asked(Subscribe)) < 3:
+            await asyncio.sleep(0)
+        assert subscription.is_open
+        peer.answers[Subscribe] = FeedLine.subscribe
+        count = len(peer.asked(Subscribe))
+        while len(peer.asked(Subscribe)) == count:
+            await asyncio.sleep(0)
+        assert subscription.is_open
 
 
 @on_both_loops

@@ -6,6 +6,7 @@ a kernel would, and the feed is told that it takes no more.
 """
 
 import asyncio
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -19,8 +20,9 @@ from msgspec.structs import replace
 from exchange.config import FeedConfig, FeedSettings, VenueSettings
 from exchange.feed.connection import Connection
 from exchange.feed.limits import CONNECTIONS_MAX
+from exchange.feed.run import Feed
 from exchange.feed.server import FeedServer
-from exchange.feed.service import Feed
+from exchange.feed.service import find_surroundings
 from exchange.logs import Log
 from journal.event_format import entries
 from protocol.codes import Role, SubscriptionForm, SubscriptionStart, WhenSlow
@@ -270,7 +272,9 @@ class Desk:
         self.feed: Feed
         self.server: FeedServer
         self.loop = asyncio.get_running_loop()
-        self._folder = folder
+        self.config = FeedConfig(
+            VenueSettings("north", folder), feed=FeedSettings(port=0, metrics_port=0)
+        )
         self._connections_max = connections_max
         self._numbers: dict[int, int] = {}
 
@@ -292,15 +296,15 @@ class Desk:
 
     async def open(self) -> None:
         """Start a feed over the log."""
-        config = FeedConfig(
-            VenueSettings("north", self._folder), feed=FeedSettings(port=0, metrics_port=0)
-        )
         log = Log(write=self.lines.append)
-        self.feed = Feed(config, None, log, self.loop)
+        surroundings = dataclasses.replace(
+            find_surroundings(self.config, None, log), connections_max=self._connections_max
+        )
+        self.feed = Feed(surroundings, self.loop)
         await self.feed.start()
         await until(lambda: self.feed.source.sequence == self.truth.sequence)
         streams, fail = self.feed.streams, self.feed.fail
-        self.server = FeedServer(streams, self.loop, log, fail, self._connections_max)
+        self.server = FeedServer(streams, self.loop, surroundings, fail, self.feed.is_current)
         self.server.start()
 
     def close(self) -> None:

@@ -24,6 +24,7 @@ from journal.storage import FolderFile
 from protocol.codes import RejectCode
 from tests.exchange.feed.loops import PATIENCE_S, on_both_loops, until
 from tests.exchange.feed.upstream_peer import UpstreamPeer, content_of
+from tests.exchange.feed.venue_log import copy_surroundings
 from tests.journal.event_life import (
     Batch,
     images_of,
@@ -56,12 +57,8 @@ class Copy:
         self.records: list[EventRecord] = []
         self.lines: list[str] = []
         self.source = FollowerSource(
-            folder,
-            "127.0.0.1",
-            port,
-            KEY,
+            copy_surroundings(folder, port, KEY, Log(lambda: 0, self.lines.append)),
             self.records.append,
-            Log(lambda: 0, self.lines.append),
             from_sequence=read[-1].last_sequence + 1 if read else 1,
             last_header=last_header_of(read),
             epoch=epoch,
@@ -198,7 +195,7 @@ async def test_copy_serves_without_the_feed_upstream(tmp_path: Path) -> None:
         copy.check(BATCHES[:50])
         await until(lambda: copy.count_lines("upstream_away") == 1)
         assert (copy.source.is_connected, copy.source.epoch) == (False, EPOCH)
-        history = History(copy.source, tmp_path / "events")
+        history = History(copy.source, copy.source._surroundings)
         page = await history.log(1, size_max=10**9)
         assert page.records[0].content == content_of(BATCHES[0])
         peer = UpstreamPeer(KEY, EPOCH)

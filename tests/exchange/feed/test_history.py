@@ -13,8 +13,8 @@ from zlib import crc32
 
 import pytest
 
+from exchange import position as position_module
 from exchange.feed import history as history_module
-from exchange.feed import source as source_module
 from exchange.feed import tail as tail_module
 from exchange.feed.history import History, HistoryError
 from exchange.feed.source import LocalSource, Source
@@ -79,7 +79,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history_module, "SCAN_SIZE", 300)
     monkeypatch.setattr(history_module, "ATTEMPT_PAUSE_S", 0.001)
     monkeypatch.setattr(tail_module, "TROUBLE_PAUSE_S", 0.001)
-    monkeypatch.setattr(source_module, "RECONNECT_PAUSE_MIN_S", 0.001)
+    monkeypatch.setattr(position_module, "RECONNECT_PAUSE_MIN_S", 0.001)
 
 
 class Desk:
@@ -87,10 +87,9 @@ class Desk:
 
     def __init__(self, folder: Path) -> None:
         self.venue = VenueLog(folder)
-        self.source = LocalSource(
-            self.venue.events, self.venue.path, lambda record: None, self.venue.log
-        )
-        self.history = History(self.source, self.venue.events)
+        surroundings = self.venue.surroundings()
+        self.source = LocalSource(surroundings, lambda record: None)
+        self.history = History(self.source, surroundings)
 
     async def write(self, batches: list[Batch]) -> None:
         self.venue.write_all(batches)
@@ -322,7 +321,7 @@ async def test_walk_that_is_just_done_is_not_waited_for_again(
         log.append(*batch)
         positions.append(log.position)
     source = Still(positions[20])
-    history = History(cast("Source", source), tmp_path / "events")
+    history = History(cast("Source", source), VenueLog(tmp_path).surroundings())
     gate = asyncio.get_running_loop().create_future()
     share_count = 0
     plain_feed, plain_share = History._feed, History._share

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from exchange import position as position_module
 from exchange.feed import follower as follower_module
 from exchange.feed import history as history_module
-from exchange.feed import source as source_module
 from exchange.feed import tail as tail_module
 from exchange.feed.follower import FollowerSource
 from exchange.feed.history import History
@@ -23,7 +23,7 @@ from tests.exchange.feed.loops import on_both_loops
 from tests.exchange.feed.test_follower import KEY, files
 from tests.exchange.feed.test_history import packets_of, private_of
 from tests.exchange.feed.upstream_peer import UpstreamPeer, content_of
-from tests.exchange.feed.venue_log import EPOCH, VenueLog
+from tests.exchange.feed.venue_log import EPOCH, VenueLog, copy_surroundings
 from tests.journal.event_life import Batch, images_of, make_batches
 
 BATCH_COUNT = 240
@@ -39,8 +39,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history_module, "CACHE_SIZE_MAX", 20_000)
     monkeypatch.setattr(history_module, "SCANS_MAX", 3)
     monkeypatch.setattr(history_module, "LAST_NUMBERS_MAX", 8)
-    monkeypatch.setattr(source_module, "RECONNECT_PAUSE_MIN_S", 0.001)
-    monkeypatch.setattr(source_module, "RECONNECT_PAUSE_MAX_S", 0.002)
+    monkeypatch.setattr(position_module, "RECONNECT_PAUSE_MIN_S", 0.001)
+    monkeypatch.setattr(position_module, "RECONNECT_PAUSE_MAX_S", 0.002)
     monkeypatch.setattr(tail_module, "BLOCK_SIZE", 1_500)
     monkeypatch.setattr(tail_module, "TROUBLE_PAUSE_S", 0.001)
     monkeypatch.setattr(tail_module, "TROUBLE_MAX", 10**6)
@@ -58,10 +58,9 @@ class Life:
         self.batches = make_batches(BATCH_COUNT, seed=dice.randrange(10**6), events_max=9)
         self.records: list[EventRecord] = []
         self.copied: list[EventRecord] = []
-        self.source = LocalSource(
-            self.venue.events, self.venue.path, self.take, self.venue.log, epoch=EPOCH
-        )
-        self.history = History(self.source, self.venue.events)
+        surroundings = self.venue.surroundings()
+        self.source = LocalSource(surroundings, self.take, epoch=EPOCH)
+        self.history = History(self.source, surroundings)
         self.peer = UpstreamPeer(KEY, EPOCH)
         self.askers: list[asyncio.Task[None]] = []
 
@@ -73,14 +72,8 @@ class Life:
         await self.venue.start()
         await self.peer.start()
         self.source.start()
-        follower = FollowerSource(
-            folder / "copy",
-            "127.0.0.1",
-            self.peer.port,
-            KEY,
-            self.copied.append,
-            self.venue.log,
-        )
+        surroundings = copy_surroundings(folder / "copy", self.peer.port, KEY, self.venue.log)
+        follower = FollowerSource(surroundings, self.copied.append)
         follower.start()
         return follower
 

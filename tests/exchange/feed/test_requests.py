@@ -360,6 +360,33 @@ async def test_refused_log_ons(tmp_path: Path) -> None:
 
 
 @on_both_loops
+async def test_a_feed_that_has_not_caught_up_shuts_nobody_out(tmp_path: Path) -> None:
+    """Its log may have been cut by a power loss: a key that it does not know may be a good one."""
+    async with Desk(tmp_path) as desk:
+        desk.give(5, 2, Role.CANCEL_ONLY)
+        desk.write()
+        await desk.settle()
+        await desk.feed.stop()
+        desk.close()
+        await desk.venue.kill()
+        await desk.open()
+        for key in (5, 77):
+            answer = Reader(desk, key).log_on()
+            assert isinstance(answer, LogOnRejected)
+            assert (answer.code, answer.field) == (RejectCode.BACK_PRESSURE, 3)
+        await desk.venue.start()
+        await until(lambda: desk.feed.source.is_connected)
+        for _ in range(2):
+            answer = Reader(desk, 77).log_on()
+            assert isinstance(answer, LogOnRejected)
+            assert answer.code == RejectCode.UNKNOWN_KEY
+            if desk.venue.stream is not None:  # What it knew once it goes on knowing.
+                await desk.venue.kill()
+                desk.venue.stream = None
+                await until(lambda: not desk.feed.source.is_connected)
+
+
+@on_both_loops
 async def test_an_accepted_log_on(tmp_path: Path) -> None:
     async with Desk(tmp_path) as desk:
         desk.list_market()

@@ -1,8 +1,6 @@
 """The feed around its parts: what a start reads, what a stop saves, and the figures."""
 
 import asyncio
-import fcntl
-import os
 from functools import partial
 from pathlib import Path
 
@@ -10,12 +8,12 @@ import pytest
 from prometheus_client.metrics_core import Metric
 
 from exchange.config import ConfigError, FeedConfig, FeedSettings, VenueSettings
-from exchange.feed import service
+from exchange.feed import run, service
 from exchange.feed.metrics import FeedMetrics, start_metrics
-from exchange.feed.saved import FolderHeldError, SavedMarket
-from exchange.feed.service import Feed
+from exchange.feed.saved import SavedMarket
 from exchange.feed.source import FeedFailure
 from exchange.logs import Log
+from journal import FolderStorage, JournalHeld
 from protocol.codes import RejectCode, SubscriptionForm
 from protocol.feed import DropCopyRequest, LogRequest, Subscribed
 from tests.exchange.feed.desk import ADMIN, Desk, subscribe
@@ -37,7 +35,7 @@ async def test_a_stop_saves_and_a_start_goes_on(tmp_path: Path) -> None:
         await desk.feed.stop()
         desk.close()
         assert (tmp_path / "feed" / "checkpoint").stat().st_mode & 0o777 == 0o600
-        assert not (tmp_path / "feed" / "checkpoint.new").exists()
+        assert not (tmp_path / "feed" / "checkpoint.tmp").exists()
         await desk.open()
         assert desk.feed.streams.record_count == 0, "nothing had to be read again"
         found = desk.feed.streams.market.instruments.items()
@@ -71,8 +69,8 @@ def has_saved(desk: Desk, count: int) -> bool:
 @on_both_loops
 async def test_it_saves_now_and_then(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(service, "CHECKPOINT_SIZE", 4_000)
-        patch.setattr(service, "CHECKPOINT_NS", 60_000_000_000)
+        patch.setattr(run, "CHECKPOINT_SIZE", 4_000)
+        patch.setattr(run, "CHECKPOINT_NS", 60_000_000_000)
         async with Desk(tmp_path) as desk:
             desk.list_market()
             for saved_count in (1, 2):
@@ -101,7 +99,7 @@ async def test_a_checkpoint_that_is_none_is_not_needed(tmp_path: Path, content: 
 @on_both_loops
 async def test_a_disk_that_is_full_costs_the_checkpoint_only(tmp_path: Path) -> None:
     async with Desk(tmp_path) as desk:
-        (tmp_path / "feed" / "checkpoint.new").mkdir()
+        (tmp_path / "feed" / "checkpoint.tmp").mkdir()
         desk.feed.save()
         await until(lambda: any("checkpoint_failed" in line for line in desk.lines))
         desk.trade_nothing(1)
@@ -146,7 +144,7 @@ async def test_checkpoint_of_a_log_that_was_set_back_is_removed(tmp_path: Path) 
         desk.trade(5)
         handler = desk.loop.get_exception_handler()
         with pytest.raises(FeedFailure, match="it is another log"):
-            await service._serve(desk.feed.config, None, Log(write=desk.lines.append))
+            await service._serve(desk.config, None, Log(write=desk.lines.append))
         desk.loop.set_exception_handler(handler)
         assert not (tmp_path / "feed" / "checkpoint").exists()
         await desk.open()
@@ -178,9 +176,9 @@ async def test_what_fails_while_it_starts_is_not_served(tmp_path: Path, is_small
 
 
 def test_one_feed_server_a_folder(tmp_path: Path) -> None:
-    first = SavedMarket(tmp_path / "feed")
-    with pytest.raises(FolderHeldError) as caught:
-        SavedMarket(tmp_path / "feed")
+    first = SavedMarket(FolderStorage(tmp_path / "feed"))
+    with pytest.raises(JournalHeld) as caught:
+        SavedMarket(FolderStorage(tmp_path / "feed"))
     assert caught.value.exit_code == 69
     first.write(b"content")
     first.write(b"newer")
@@ -189,16 +187,14 @@ def test_one_feed_server_a_folder(tmp_path: Path) -> None:
     first.remove()
     assert first.load(Log(write=lambda line: None)) is None
     first.close()
-    descriptor = os.open(tmp_path / "feed", os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.close(descriptor)
+    SavedMarket(FolderStorage(tmp_path / "feed")).close()
 
 
 @on_both_loops
 async def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     config = FeedConfig(VenueSettings("north", tmp_path / "missing"))
     with pytest.raises(ConfigError, match="is missing"):
-        Feed(config, None, Log(), asyncio.get_running_loop())
+        service.find_surroundings(config, None, Log())
 
 
 def value(metrics: list[Metric], name: str, **labels: str) -> float:

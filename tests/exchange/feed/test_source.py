@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from exchange.feed import source as source_module
+from exchange import position as position_module
+from exchange.clock import SystemClock
 from exchange.feed import tail as tail_module
 from exchange.feed.source import FeedFailure, LocalSource
-from journal import EventPosition, EventRecord, JournalDamaged, encode_position
+from journal import EventPosition, EventRecord, JournalDamaged
 from journal.storage import FolderFile
 from tests.exchange.feed.loops import PATIENCE_S, on_both_loops, until
 from tests.exchange.feed.venue_log import EPOCH, VenueLog
@@ -31,8 +32,8 @@ BATCHES = make_batches(120, seed=21)
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tail_module, "TROUBLE_PAUSE_S", 0.001)
-    monkeypatch.setattr(source_module, "RECONNECT_PAUSE_MIN_S", 0.001)
-    monkeypatch.setattr(source_module, "RECONNECT_PAUSE_MAX_S", 0.004)
+    monkeypatch.setattr(position_module, "RECONNECT_PAUSE_MIN_S", 0.001)
+    monkeypatch.setattr(position_module, "RECONNECT_PAUSE_MAX_S", 0.004)
 
 
 class Reader:
@@ -41,10 +42,8 @@ class Reader:
     def __init__(self, venue: VenueLog, read: Sequence[Batch] = (), epoch: int = 0) -> None:
         self.records: list[EventRecord] = []
         self.source = LocalSource(
-            venue.events,
-            venue.path,
+            venue.surroundings(),
             self.records.append,
-            venue.log,
             from_sequence=read[-1].last_sequence + 1 if read else 1,
             last_header=last_header_of(read),
             epoch=epoch,
@@ -471,23 +470,24 @@ async def test_disk_that_fails_ends_the_source(
 
 
 @on_both_loops
-async def test_loop_gets_its_turn_between_records(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_loop_gets_its_turn_between_records(tmp_path: Path) -> None:
     venue = VenueLog(tmp_path)
     await venue.start()
     venue.write_all(BATCHES)
     now_ns = 0
-    monkeypatch.setattr(tail_module, "monotonic_ns", lambda: now_ns)
     turns: list[int] = []
     seen: list[int] = []
+
+    class Steps(SystemClock):
+        def monotonic_ns(self) -> int:
+            return now_ns
 
     def take(record: EventRecord) -> None:
         nonlocal now_ns
         now_ns += tail_module.SLICE_NS // 2  # two records are a slice
         seen.append(record.header.first_sequence)
 
-    source = LocalSource(venue.events, venue.path, take, venue.log)
+    source = LocalSource(venue.surroundings(Steps()), take)
     source.start()
     await source.opened()
     async with asyncio.timeout(PATIENCE_S):
@@ -516,7 +516,7 @@ async def test_sink_that_fails_ends_the_source(
         calls.append(record.header.first_sequence)
         raise failure_class(f"number of {record.header.first_sequence}")
 
-    source = LocalSource(venue.events, venue.path, refuse, venue.log)
+    source = LocalSource(venue.surroundings(), refuse)
     source.start()
     async with asyncio.timeout(PATIENCE_S):
         failure = await source.ended
@@ -528,30 +528,18 @@ async def test_sink_that_fails_ends_the_source(
 
 
 @on_both_loops
-async def test_positions_come_in_pieces_and_in_heaps(tmp_path: Path) -> None:
-    """Of what has come only the newest whole position counts."""
+async def test_what_is_no_position_ends_it(tmp_path: Path) -> None:
     venue = VenueLog(tmp_path)
     await venue.start()
-    positions = []
-    for batch in BATCHES[:6]:
-        venue.write(batch)
-        positions.append(encode_position(venue.position))
-    stream = b"".join(positions)
-    for size in (1, 63, 65, 130, len(stream)):
-        reader = Reader(venue)
-        line = source_module._PositionLine(reader.source)
-        told = []
-        for offset in range(0, len(stream), size):
-            line.data_received(stream[offset : offset + size])
-            told.append(reader.source.tail.until.sequence)
-        whole = [min(offset + size, len(stream)) // 64 for offset in range(0, len(stream), size)]
-        ends = [0, *(batch.last_sequence for batch in BATCHES[:6])]
-        assert told == [ends[count] for count in whole]
-        reader.source.tail.close()
-    reader = Reader(venue)
-    line = source_module._PositionLine(reader.source)
-    line.data_received(b"X" * 64)
-    assert "not a position message" in str(await reader.failure())
+    async with reading(venue) as reader:
+        await reader.source.opened()
+        assert venue.stream is not None
+        venue.stream.message = b"X" * 64
+        for connected in list(venue.stream._readers):
+            connected.tell()
+        failure = await reader.failure()
+    assert "the venue's position: not a position message" in str(failure)
+    assert (failure.exit_code, failure.is_other_log) == (66, False)
     await venue.kill()
 
 

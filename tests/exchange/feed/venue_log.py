@@ -6,13 +6,19 @@ A test writes batches, kills the venue and starts it again; what feeds read is t
 import asyncio
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from exchange.clock import Clock, SystemClock
+from exchange.feed.surroundings import OtherFeed, Surroundings
 from exchange.logs import Log
 from exchange.node.position import PositionStream, bind_position
+from exchange.position import connect_position
 from journal import EventLog, FolderStorage, Position, run_inline
+from journal.memory import MemoryStorage
 from tests.exchange.feed.door import Door
 from tests.journal.event_life import Batch
 
-__all__ = ["EPOCH", "SEGMENT_SIZE", "VenueLog"]
+__all__ = ["EPOCH", "SEGMENT_SIZE", "VenueLog", "copy_surroundings"]
 
 EPOCH = 7 << 20
 SEGMENT_SIZE = 2048
@@ -33,6 +39,16 @@ class VenueLog:
         self.stream: PositionStream | None = None
         self._door: Door | None = None
         self._event_log: EventLog | None = None
+
+    def surroundings(self, clock: Clock | None = None) -> Surroundings:
+        """Those of a feed beside the venue."""
+        return Surroundings(
+            clock=clock or SystemClock(),
+            log=self.log,
+            origin=connect_position(self.path),
+            events=FolderStorage(self.events, is_read_only=True),
+            saved=MemoryStorage(),
+        )
 
     async def start(self) -> None:
         """Start as a venue does: check everything that is there, mend it, listen."""
@@ -85,3 +101,15 @@ class VenueLog:
     @property
     def segments(self) -> list[Path]:
         return sorted(self.events.glob("*.events"))
+
+
+def copy_surroundings(folder: Path, port: int, key: Ed25519PrivateKey, log: Log) -> Surroundings:
+    """Those of a feed that copies the log of another one into a folder."""
+    data = FolderStorage(folder)
+    return Surroundings(
+        clock=SystemClock(),
+        log=log,
+        origin=OtherFeed("127.0.0.1", port, key, data),
+        events=FolderStorage(folder / "events"),
+        saved=MemoryStorage(),
+    )
