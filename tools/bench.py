@@ -6,8 +6,8 @@ its checks, its journal on a disk, private reports and multicast. The generator 
 (`tools.generator`), so that it is not what is measured: the same frames against a bare echo server
 show what it can do. Redis with synced writes, if wanted, shows what others do. Each run measures
 all of them in turn, and the figures are medians over the runs. `--latency`, `--feed-cost`,
-`--fan-out` and `--joins` measure something else (`tools.bench_latency` and so on). See
-BENCHMARK.md.
+`--fan-out`, `--joins`, `--recovery` and `--replica-cost` measure something else
+(`tools.bench_latency` and so on). See BENCHMARK.md.
 """
 
 import argparse
@@ -23,6 +23,8 @@ from tools.bench_feed_cost import SUBSCRIBERS_DEFAULT, run_feed_cost
 from tools.bench_joins import CONSUMERS_DEFAULT, run_joins
 from tools.bench_latency import RATES_DEFAULT, run_latency
 from tools.bench_load import Load, Measured, measure
+from tools.bench_recovery import EVERY_DEFAULT, run_recovery
+from tools.bench_replica_cost import run_replica_cost
 from tools.bench_script import SCRIPT_COUNT
 from tools.bench_servers import bench_venue, echo_server, records_between
 from tools.errors import ReplayDiffersError
@@ -44,6 +46,7 @@ RUNS_MAX: Final = 100
 SEED_MAX: Final = 2**31
 SUBSCRIBERS_MAX: Final = 4_000
 CONSUMERS_MAX: Final = 1_000
+EVERY_MAX: Final = 2**32 - 1
 RATE_MAX: Final = 10_000_000
 """A request every 100 ns is more than the generator can send."""
 
@@ -280,6 +283,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         ("runs", RUNS_MAX, RUNS_DEFAULT, "figures are medians over so many"),
         ("seed", SEED_MAX, SEED_DEFAULT, "of the requests"),
         ("consumers", CONSUMERS_MAX, CONSUMERS_DEFAULT, "of --joins, which join within --seconds"),
+        ("every-commands", EVERY_MAX, EVERY_DEFAULT, "a snapshot of --recovery after so many"),
     ):
         bench.add_argument(
             f"--{name}",
@@ -324,6 +328,8 @@ def _add_modes(bench: argparse.ArgumentParser) -> None:
         ("feed-cost", run_feed_cost, "what the venue pays for subscribers of its feed server"),
         ("fan-out", run_fan_out, "one feed server with 1 to 1,000 subscribers, and a bare server"),
         ("joins", run_joins, "consumers join at random moments; how soon is each right?"),
+        ("recovery", run_recovery, "kill a venue; how fast is it back, with and without snapshot?"),
+        ("replica-cost", run_replica_cost, "what the venue pays for the replica and its snapshots"),
     ):
         modes.add_argument(
             f"--{name}", dest="run", action="store_const", const=run, help=f"instead: {text}"

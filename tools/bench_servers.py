@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -27,7 +27,7 @@ from protocol.transport import Hello, LogOn
 from tools.bench_load import Line
 from tools.bench_script import make_script
 from tools.errors import ToolError
-from tools.journal_tools import open_journal
+from tools.journal_folders import open_journal
 from tools.members import CURRENCY, Member, admit, connect_admin
 from tools.venue_process import VenueProcess, child_environment, new_venue
 from tools.venue_settings import INTERFACE, UNTHROTTLED
@@ -76,10 +76,14 @@ def _receiver(stack: ExitStack, group: str, port: int) -> socket.socket:
 
 
 @contextmanager
-def bench_venue(parent: Path, member_count: int) -> Iterator[BenchVenue]:
+def bench_venue(
+    parent: Path, member_count: int, settings: Mapping[str, int | str] | None = None
+) -> Iterator[BenchVenue]:
     """A venue in a temporary folder in `parent`: instruments listed, participants admitted. It is
-    for the caller to stop. Raises ToolError."""
-    with new_venue(None, "bench", parent=parent, settings=UNTHROTTLED) as venue:
+    for the caller to stop. `settings` are further changes to its configuration. Raises ToolError.
+    """
+    changes = {**UNTHROTTLED, **(settings or {})}
+    with new_venue(None, "bench", parent=parent, settings=changes) as venue:
         venue.start()
         yield BenchVenue(venue, uvloop.run(_prepare(venue, member_count)))
 

@@ -1,6 +1,6 @@
 """What a tool raises when it cannot go on: one line for a person, and the exit code."""
 
-__all__ = ["ReplayDiffersError", "ToolError", "UsageError", "VenueFailedError"]
+__all__ = ["HeldError", "ReplayDiffersError", "ToolError", "UsageError", "VenueFailedError"]
 
 
 class ToolError(Exception):
@@ -13,6 +13,12 @@ class UsageError(ToolError):
     """What the person asked for cannot be done: a wrong value, a missing file."""
 
     exit_code = 64
+
+
+class HeldError(ToolError):
+    """Another process has the folder."""
+
+    exit_code = 69
 
 
 class ReplayDiffersError(ToolError):

@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from exchange.client import generate_key, public_key_bytes
 from exchange.core.engine import RULES_VERSION, Engine
+from exchange.core.replay import replay_record
 from journal import EventLog, FolderStorage, Position, encode_position, read_only, run_inline
 from protocol.admin import Account, Deposit, Event, Instrument, Key, Participant
 from protocol.codes import EventKind, Role
@@ -24,7 +25,7 @@ from protocol.framing import HEADER_SIZE
 from protocol.records import FROM_CLIENT, FROM_VENUE, Connect
 from protocol.wire import encode
 from tools.bench_script import SCRIPT_COUNT, make_script
-from tools.journal_tools import open_journal, replay_record
+from tools.journal_folders import open_journal
 
 __all__ = ["LogPlayer", "Record", "make_records"]
 

@@ -1,31 +1,40 @@
-"""`exchange journal`: check a journal, show it, replay it. Reads only; a running venue holds it.
+"""`exchange journal`: check a journal, show it, replay it, keep it small, repair it.
 
 `verify` knows bytes, also those of the log of events beside the journal; `dump` and `events` know
 messages; `digest` runs every command through the engine of this build and compares the events'
-checksum of every record with what the venue wrote at the time.
+checksum of every record with what the venue wrote at the time. These only read, and want the venue
+stopped. `snapshots`, `archive`, `restore` and `repair` are in modules of their own.
 """
 
 import argparse
 import json
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from exchange.core.engine import RULES_VERSION, Engine
-from journal import EventReader, FolderStorage, JournalReader, Record, check_events, read_only
+from exchange.core.engine import Engine
+from exchange.core.replay import replay_record
+from journal import EventReader, FolderStorage, JournalReader, check_events, read_only
 from journal import verify as verify_journal
-from journal.manifest import MANIFEST_NAME
-from journal.segment import SEGMENT_SUFFIX
+from journal.copies import storage_errors
+from journal.findings import EVENTS
+from journal.reader import survey
 from tools.entries import Entry, command_entries, event_entries, format_entry, json_entry
-from tools.errors import ReplayDiffersError, UsageError
+from tools.errors import UsageError
+from tools.journal_folders import VenueFolders, commands_folder, open_journal
+from tools.journal_repair import run_repair
+from tools.journal_snapshots import begin_replay, run_snapshots
+from tools.journal_upkeep import run_archive, run_restore
 
-__all__ = ["Replayed", "add_commands", "commands_folder", "replay_journal"]
+__all__ = ["Replayed", "add_commands", "replay_journal"]
 
-COMMANDS_NAME: Final = "commands"
-EVENTS_NAME: Final = "events"
-DATA_NAME: Final = "data"
+
+ARCHIVE: Final = (
+    "move the sealed segments that no start needs to an archive, also of a running venue"
+)
+RESTORE: Final = "bring archived segments back, or make the journal anew from its archive"
+REPAIR: Final = "say what is wrong with a journal and what is lost, and with --keep-to repair it"
 
 
 @dataclass(frozen=True)
@@ -34,59 +43,17 @@ class Replayed:
 
     sequence: int
     record_count: int
+    """Of the records that were replayed."""
     digest: str
     book_digest: str
 
 
-def commands_folder(directory: Path) -> Path:
-    """The folder with the segments: `directory` itself or below it. Raises UsageError."""
-    for path in (directory, directory / COMMANDS_NAME, directory / DATA_NAME / COMMANDS_NAME):
-        if (path / MANIFEST_NAME).is_file() or any(path.glob(f"*{SEGMENT_SUFFIX}")):
-            return path
-    if not directory.exists():
-        raise UsageError(f"{directory}: no such folder")
-    raise UsageError(f"{directory}: no journal here (a folder of `exchange init` has one)")
-
-
-@contextmanager
-def open_journal(directory: Path) -> Iterator[FolderStorage]:
-    """The journal's folder, locked against a venue that would write to it."""
-    path = commands_folder(directory)
-    try:
-        with closing(FolderStorage(path, is_read_only=True)) as storage:
-            storage.lock()
-            yield storage
-    except PermissionError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
-
-
-def replay_record(engine: Engine, record: Record) -> bytes:
-    """Apply a record and return its events. Raises ReplayDiffersError."""
-    first, last = record.first_sequence, record.first_sequence + record.command_count - 1
-    where = f"record with sequences {first} to {last}"
-    if record.rules_version != RULES_VERSION:
-        raise ReplayDiffersError(
-            f"{where}: written under rules version {record.rules_version}, "
-            f"this build has {RULES_VERSION}"
-        )
-    try:
-        events, crc = engine.replay(first, record.command_count, record.payload)
-    except AssertionError as error:
-        raise ReplayDiffersError(
-            f"{where}: assertion at sequence {engine.sequence + 1}: {error}"
-        ) from error
-    if crc != record.events_crc:
-        raise ReplayDiffersError(
-            f"{where}: events have checksum {crc:08x}, the journal says {record.events_crc:08x}"
-        )
-    return events
-
-
 def replay_journal(directory: Path) -> Replayed:
-    """Run the whole journal through a fresh engine. Raises JournalError, ReplayDiffersError."""
+    """Run the journal through an engine, from its beginning or, where that was archived, from the
+    oldest good snapshot. Raises JournalError, ReplayError.
+    """
     with open_journal(directory) as storage:
-        engine = Engine()
-        reader = read_only(storage)
+        engine, reader = begin_replay(VenueFolders(commands_folder(directory)), storage)
         for record in reader.records():
             replay_record(engine, record)
         return Replayed(engine.sequence, reader.record_count, engine.digest(), engine.book_digest())
@@ -94,14 +61,18 @@ def replay_journal(directory: Path) -> Replayed:
 
 def run_verify(arguments: argparse.Namespace) -> int:
     """Check every byte and say what is there."""
-    folder = commands_folder(arguments.directory).parent / EVENTS_NAME
+    folder = commands_folder(arguments.directory).parent / EVENTS
     with open_journal(arguments.directory) as storage:
-        summary = verify_journal(storage)
-        is_there = folder.is_dir()
+        summary = verify_journal(storage, is_partial=True)
+        with storage_errors("read"):
+            found = survey(storage)
+        # What lies beside an archive is not of it.
+        is_there = folder.is_dir() and not found.is_archive
         events = FolderStorage(folder, is_read_only=True) if is_there else None
-        events_sequence = check_events(storage, events) if events else 0
+        events_sequence = check_events(storage, events, is_partial=True) if events else 0
     pairs: dict[str, int | str | bool] = {
         "segments": summary.segment_count,
+        "archived": 0 if found.is_archive else found.archived.segment,
         "sealed": summary.sealed_count,
         "records": summary.record_count,
         "commands": summary.command_count,
@@ -134,17 +105,19 @@ def run_dump(arguments: argparse.Namespace) -> int:
     """Print one line for each command, and for each event if wanted."""
     show = json_entry if arguments.json else format_entry
     with open_journal(arguments.directory) as storage:
-        reader = read_only(storage)
-        for entry in _entries(reader, arguments.first, arguments.last, arguments.events):
+        engine, reader = None, read_only(storage, is_partial=True)
+        if arguments.events:
+            folders = VenueFolders(commands_folder(arguments.directory))
+            engine, reader = begin_replay(folders, storage)
+        for entry in _entries(reader, engine, arguments.first, arguments.last):
             print(show(entry))
     return 0
 
 
 def _entries(
-    reader: JournalReader, first: int, last: int | None, has_events: bool
+    reader: JournalReader, engine: Engine | None, first: int, last: int | None
 ) -> Iterator[Entry]:
-    """The wanted entries, each command followed by its events."""
-    engine = Engine() if has_events else None
+    """The wanted entries, each command followed by its events where there is an engine."""
     for record in reader.records():
         if last is not None and record.first_sequence > last:
             return
@@ -164,7 +137,7 @@ def _entries(
 def run_events(arguments: argparse.Namespace) -> int:
     """Print one line for each event of the log, or of one of its streams."""
     show = json_entry if arguments.json else format_entry
-    folder = commands_folder(arguments.directory).parent / EVENTS_NAME
+    folder = commands_folder(arguments.directory).parent / EVENTS
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; the venue makes it when it starts")
     with open_journal(arguments.directory):
@@ -199,9 +172,9 @@ def _print_pairs(title: str, pairs: dict[str, int | str | bool], *, is_json: boo
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Mount `journal` with its four commands."""
+    """Mount `journal` with its commands."""
     journal = commands.add_parser(
-        "journal", help="check, show or replay a journal", description=__doc__
+        "journal", help="check, show, archive or repair a journal", description=__doc__
     )
     actions = journal.add_subparsers(metavar="ACTION", required=True)
 
@@ -236,3 +209,31 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     dump.add_argument("--events", action="store_true", help="replay, and show events too")
     dump.add_argument("--from", dest="first", type=int, default=1, metavar="SEQUENCE")
     dump.add_argument("--to", dest="last", type=int, default=None, metavar="SEQUENCE")
+    add("snapshots", run_snapshots, "list the snapshots, restore each, compare it with a replay")
+    archive = add("archive", run_archive, ARCHIVE)
+    archive.add_argument("--to", type=Path, required=True, metavar="ARCHIVE", help="a folder")
+    archive.add_argument(
+        "--keep", type=_count, default=0, metavar="N", help="segments to keep all the same"
+    )
+    _add_restore(actions)
+    add("repair", run_repair, REPAIR).add_argument(
+        "--keep-to", type=int, default=None, metavar="SEQUENCE", help="do it; the number it said"
+    )
+
+
+def _add_restore(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    restore = actions.add_parser("restore", help=RESTORE, description=RESTORE)
+    restore.add_argument("archive", metavar="ARCHIVE", type=Path, help="folder of `archive`")
+    restore.add_argument(
+        "directory",
+        metavar="DIR",
+        type=Path,
+        help="folder of a venue that is stopped, or a new one",
+    )
+    restore.set_defaults(run=run_restore)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a count")
+    return int(text)

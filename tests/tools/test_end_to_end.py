@@ -234,6 +234,20 @@ def test_bench_feed_cost() -> None:
         assert (row["feed_cpu_share"] > 0) is (row["subscribers"] >= 0)
 
 
+def test_bench_recovery() -> None:
+    shape = ("--seconds", "1", "--runs", "1", "--connections", "2", "--every-commands", "5000")
+    found = figures("bench", "--recovery", *shape)
+    for name in ("snapshot", "first", "rebuilding"):
+        assert 0 < found[f"{name}_recovery_s"] < found[f"{name}_ready_s"]
+        assert found[f"{name}_commands_per_second"] > 0
+    assert 0 < found["snapshot_commands"] < found["first_commands"]
+    # Each start is a command, the killed ones too.
+    assert found["snapshot_sequence"] + found["snapshot_commands"] + 1 == found["first_commands"]
+    assert found["rebuilding_commands"] == found["first_commands"] + 1
+    assert found["bare_commands_per_second"] > 0
+    assert found["every_commands"] == 5_000
+
+
 def test_bench_needs_the_script_for_redis(tmp_path: Path) -> None:
     done = run("bench", "--redis", environment={"BRIER_BENCH": str(tmp_path)})
     assert done.returncode == 64
