@@ -1,0 +1,32 @@
+"""The simulator finds every planted bug: what it checks, it compares."""
+
+from typing import Final
+
+import pytest
+
+from tests.simulation.__main__ import Failed, run_seed
+from tests.simulation.canaries import CANARIES, planted
+
+SEEDS_MAX: Final = 40
+"""Seeds within which a bug must be found."""
+
+ASKED_FOR: Final = {
+    *("release_before_sync", "ignored_failed_sync", "skipped_directory_sync"),
+    *("dropped_last_record", "reused_sequence_number", "double_replay"),
+    *("snapshot_one_record_late", "torn_rule_too_lax"),
+}
+
+
+def test_the_canaries_are_there() -> None:
+    assert set(CANARIES) >= ASKED_FOR
+
+
+@pytest.mark.parametrize("name", CANARIES)
+def test_a_planted_bug_is_found(name: str) -> None:
+    with planted(name):
+        for seed in range(1, SEEDS_MAX + 1):
+            result = run_seed(seed)
+            if isinstance(result, Failed):
+                print(result.text.splitlines()[0])
+                return
+    pytest.fail(f"{name} was not found in {SEEDS_MAX} seeds")
