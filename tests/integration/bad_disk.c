@@ -1,6 +1,7 @@
 // Preloaded into a venue: a bad disk under its journal's segments, from the moment that a file
 // exists whose path is $BRIER_DISK_PATH followed by a dot and what goes wrong: `fdatasync` and
-// `pwrite` fail with EIO, with `slow` every fdatasync takes SLOW_NS longer.
+// `pwrite` fail with EIO, with `slow` every fdatasync takes SLOW_NS longer, with `short` a write is
+// done by a third.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -50,6 +51,9 @@ static ssize_t write_at(const char *name, int descriptor, const void *data, size
     if (is_bad(descriptor, "pwrite")) {
         errno = EIO;
         return -1;
+    }
+    if (is_bad(descriptor, "short") && size > 1) {
+        size -= size * 2 / 3;
     }
     Write next = (Write)dlsym(RTLD_NEXT, name);
     return next(descriptor, data, size, at);

@@ -38,7 +38,7 @@ from protocol.transport import SessionReject
 from tests.integration.market import CENT, CONTRACT, Firm, make_market, make_venue
 from tests.integration.peer import Peer
 from tests.source_tree import SOURCE
-from tools.venue_process import FeedProcess, VenueProcess
+from tools.venue_process import FeedProcess, ReplicaProcess, VenueProcess
 
 WAIT_S: Final = 60.0
 """Only a failing test waits so long."""
@@ -197,7 +197,8 @@ def test_garbage_on_the_port_harms_nobody(venue: VenueProcess, traffic: Traffic)
 
 
 class Prometheus:
-    """A Prometheus of its own, which scrapes one venue and its feed server every second."""
+    """A Prometheus of its own, which scrapes one venue, its feed server and its replica every
+    second."""
 
     def __init__(self, folder: Path, targets: list[str]) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -265,14 +266,16 @@ def _configuration(targets: list[str]) -> str:
 def prometheus(venue: VenueProcess, tmp_path: Path) -> Iterator[Prometheus]:
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is not installed")
-    with FeedProcess(venue.folder) as feed:
+    with FeedProcess(venue.folder) as feed, ReplicaProcess(venue.folder) as replica:
         feed.start()
-        targets = [venue.ready["metrics"], feed.ready["metrics"]]
+        replica.start()
+        targets = [one.ready["metrics"] for one in (venue, feed, replica)]
         prometheus = Prometheus(tmp_path / "prometheus", targets)
         yield prometheus
         prometheus.process.terminate()
         prometheus.process.wait(WAIT_S)
         feed.stop()
+        replica.stop()
 
 
 def dashboard_queries() -> list[str]:

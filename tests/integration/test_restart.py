@@ -430,3 +430,18 @@ def test_failed_disk_ends_the_venue_with_nothing_acknowledged(
         numbers = list(replica.commands[trader.session_id])
         assert numbers == list(range(1, len(trader.sent) + 1)), "once each"
     assert stopped["digest"] == replica.engine.digest()
+
+
+def test_short_writes_change_nothing(venue: VenueProcess, load: Load, bad_disk: Path) -> None:
+    traders = load()
+    bad_disk.with_suffix(".short").touch()
+    trade(traders, sum(trader.acknowledged_count for trader in traders) + 400)
+    for trader in traders:
+        while trader.unanswered:
+            trader.read()
+    stopped = venue.stop()
+    replica = replay(venue)
+    for trader in traders:
+        trader.leave(replica)
+        assert list(replica.commands[trader.session_id]) == list(range(1, len(trader.sent) + 1))
+    assert stopped["digest"] == replica.engine.digest()
