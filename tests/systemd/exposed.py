@@ -1,5 +1,5 @@
-"""Every metric that a venue and a feed expose, for the tests of the pages and files that name
-them."""
+"""Every metric that a venue, a feed and a replica expose, for the tests of the pages and files that
+name them."""
 
 import asyncio
 import re
@@ -12,19 +12,23 @@ from prometheus_client import Metric
 from exchange.feed.cycle import Cycle
 from exchange.feed.metrics import FeedMetrics
 from exchange.node.metrics import VenueMetrics
+from exchange.replica.metrics import ReplicaMetrics
 from tests.exchange.feed.desk import Desk
 from tests.exchange.node.wires import Wire
 from tests.exchange.node.world import World
+from tests.exchange.replica.desk import Desk as ReplicaDesk
+from tests.exchange.replica.desk import make_snapshot_settings, trading_world
 
 __all__ = ["families", "full_name", "names_in", "sample_names"]
 
 
 @cache
 def families() -> tuple[Metric, ...]:
-    """What a venue says that has just started, and then what a feed says of its own."""
+    """What a venue says that has just started, and then what others say of their own."""
     world = World()
     venue = tuple(VenueMetrics(world.boot()).collect())
-    return venue + tuple(one for one in asyncio.run(_feed()) if one.name.startswith("brier_"))
+    others = (*asyncio.run(_feed()), *asyncio.run(_replica()))
+    return venue + tuple(one for one in others if one.name.startswith("brier_"))
 
 
 async def _feed() -> list[Metric]:
@@ -52,3 +56,8 @@ def sample_names() -> set[str]:
 def names_in(query: str) -> set[str]:
     """Names of ours in a query."""
     return set(re.findall(r"\b(?:brier|process)_\w+", query))
+
+
+async def _replica() -> list[Metric]:
+    async with ReplicaDesk.open(trading_world(1, turns=1), make_snapshot_settings()) as desk:
+        return list(ReplicaMetrics(desk.service, asyncio.get_running_loop()).collect())

@@ -15,6 +15,7 @@ ALERTS: Final = SOURCE / "systemd/alerts.yml"
 
 VENUE: Final = "brier"
 FEED: Final = "exchange-feed"
+REPLICA: Final = "exchange-replica"
 """The jobs of prometheus.yml."""
 
 HOUR_S: Final = 3_600
@@ -49,6 +50,8 @@ ERRORS: Final = "brier_market_data_send_errors_total"
 COMMIT: Final = "brier_commit_seconds"
 LAG: Final = "brier_loop_lag_seconds"
 FEED_LAG: Final = "brier_feed_loop_lag_seconds"
+AGE: Final = "brier_replica_snapshot_age_seconds"
+FAILURES: Final = "brier_replica_snapshot_failures_total"
 
 CASES: Final = [
     Case("VenueDown", {"up": "1x4 0x400"}, True),
@@ -134,6 +137,20 @@ CASES: Final = [
         False,
         job=FEED,
     ),
+    Case("ReplicaDown", {"up": "1x4 0x400"}, True, job=REPLICA),
+    Case("ReplicaDown", {"up": "1x38 0x1"}, False, job=REPLICA),
+    Case("ReplicaRestarts", {"process_start_time_seconds": "1x9 2x9 3x400"}, True, job=REPLICA),
+    Case("ReplicaRestarts", {"process_start_time_seconds": "1x9 2x400"}, False, job=REPLICA),
+    Case("ReplicaAlone", {"brier_replica_source_connected": "1x10 0x400"}, True, job=REPLICA),
+    Case("ReplicaAlone", {"brier_replica_source_connected": "1x38 0x1"}, False, job=REPLICA),
+    Case("ReplicaBehind", {"brier_replica_lag_commands": "0x10 2000000x400"}, True, job=REPLICA),
+    Case("ReplicaBehind", {"brier_replica_lag_commands": "1000000x400"}, False, job=REPLICA),
+    Case("ReplicaSnapshotOld", {AGE: "890+5x400"}, True, job=REPLICA),
+    Case("ReplicaSnapshotOld", {AGE: "0x37 905x400"}, False, job=REPLICA),
+    Case("ReplicaSnapshotFails", {FAILURES: "0x30 1x400"}, True, job=REPLICA),
+    Case("ReplicaSnapshotFails", {FAILURES: "7x400"}, False, job=REPLICA),
+    Case("ReplicaSnapshotBad", {"brier_replica_snapshots_bad": "0x30 1x400"}, True, job=REPLICA),
+    Case("ReplicaSnapshotBad", {"brier_replica_snapshots_bad": "0x400"}, False, job=REPLICA),
 ]
 
 

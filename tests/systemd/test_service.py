@@ -49,7 +49,17 @@ FEED: Final = Unit(
     feed_limits.DRAIN_WAIT_S,
     {Exit.ASSERTION, Exit.JOURNAL_DAMAGED, Exit.STORAGE_FAILED},
 )
-each_unit: Final = pytest.mark.parametrize("unit", [NODE, FEED], ids=lambda unit: unit.name)
+REPLICA: Final = Unit(
+    "exchange-replica.service",
+    "replica",
+    "exchange/replica",
+    64,  # No client connects: a file or two of the venue, a socket, scrapers, the loop's own.
+    0,
+    {Exit.ASSERTION, Exit.JOURNAL_DAMAGED, Exit.STORAGE_FAILED},
+)
+each_unit: Final = pytest.mark.parametrize(
+    "unit", [NODE, FEED, REPLICA], ids=lambda unit: unit.name
+)
 
 PROGRAM: Final = "/opt/brier/bin/exchange"
 
