@@ -1,8 +1,9 @@
 """Fails when a test was skipped that may not be, or when no test ran. Argument: a JUnit XML report.
 
 A reason that is allowed begins with "data:", for tests of recorded market data, where the folder
-that BRIER_DATA names is missing; or with "netns:", for tests with hosts of their own, where this
-machine lets nobody make a network namespace.
+that BRIER_DATA names is missing; or with "netns:", "tmpfs:" or "strace:", for tests with hosts of
+their own, disks of their own, or calls that fail, where this machine lets nobody make a network
+namespace, mount a disk in a namespace, or trace.
 """
 
 import os
@@ -15,8 +16,14 @@ cases = list(ElementTree.parse(sys.argv[1]).iter("testcase"))
 allowed = []
 if not Path(os.environ["BRIER_DATA"]).is_dir():
     allowed.append("data:")
-if subprocess.run(["unshare", "--net", "true"], check=False, capture_output=True).returncode:
-    allowed.append("netns:")
+PROBES = {
+    "netns:": ["unshare", "--net", "true"],
+    "tmpfs:": ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"],
+    "strace:": ["strace", "-qq", "-e", "trace=none", "true"],
+}
+for prefix, command in PROBES.items():
+    if subprocess.run(command, check=False, capture_output=True).returncode:
+        allowed.append(prefix)
 wrong = []
 for case in cases:
     for skipped in case.iter("skipped"):
