@@ -151,9 +151,9 @@ def check_readers(folder: Path, changes: dict[str, str]) -> None:
 def test_venue_and_examples_work_as_written(tmp_path: Path) -> None:
     port = free_port()
     commands = [shlex.split(line) for line in indented_lines(section("Run a venue"))]
-    init, serve, feed, *admin, watch = commands
-    assert [command[1] for command in (init, serve, feed, watch)] == [
-        *("init", "serve", "feed", "watch")
+    init, serve, feed, replica, *admin, watch = commands
+    assert [command[1] for command in (init, serve, feed, replica, watch)] == [
+        *("init", "serve", "feed", "replica", "watch")
     ]
     run([*EXCHANGE, *init[1:], "--port", str(port)], tmp_path)
     [maker] = examples("Connect as a market maker")
@@ -166,6 +166,7 @@ def test_venue_and_examples_work_as_written(tmp_path: Path) -> None:
     with (
         running(serve, "exchange ready ", tmp_path),
         running(feed, "exchange feed ready ", tmp_path),
+        running(replica, "exchange replica ready ", tmp_path),
     ):
         for command in admin:
             run([*EXCHANGE, *command[1:]], tmp_path)
