@@ -210,6 +210,10 @@ class Engine:
         engine._reference.restore(image)
         return engine
 
+    def has_image(self, image: bytes) -> bool:
+        """Whether `image` would give this one, which `restore` has taken; it is not made again."""
+        return self._reference.is_saved_as(image)
+
     def digest(self) -> str:
         """BLAKE2b-256 of the image, in hexadecimal."""
         return blake2b(self.image(), digest_size=32).hexdigest()

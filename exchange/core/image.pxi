@@ -1,11 +1,36 @@
 # State to words and back. The image is canonical: it depends on what the state is, never on how it
 # lies in memory, so equal states have equal bytes and its hash is the digest.
 
-cdef struct Words:
+# Neither way makes a Python object per row, nor a copy of the image: what is saved goes row by row
+# into bytes that are as long as the counts say, or is compared with those that are there; what is
+# restored is read where it lies, into arrays and tables that have their final size at once.
+
+cdef enum:
+    ACCOUNT_WORDS = 4
+    INSTRUMENT_WORDS = 7          # and two for each row of its tick table
+    SESSION_WORDS = 11
+    POSITION_WORDS = 3
+    ORDER_WORDS = 14
+    COUNTER_WORDS = 11
+
+cdef struct Words:                # gathered; of an image, until they are passed on
     int64_t* items
     Py_ssize_t count
     Py_ssize_t capacity
-    Py_ssize_t position       # next to be read
+    uint8_t* out                  # the image that is being written
+    const uint8_t* expected       # or the one that is compared; neither: no image
+    Py_ssize_t image_count        # words of that image
+    Py_ssize_t passed_count
+    bint is_different
+
+cdef struct Reader:               # an image that is being restored
+    const uint8_t* data
+    Py_ssize_t count
+    Py_ssize_t position           # next to be read
+
+cdef struct Entered:              # an order, to be sorted by its entry
+    int64_t order_id
+    uint32_t slot
 
 
 cdef int words_add(Words* words, int64_t value) except -1:
@@ -22,13 +47,6 @@ cdef int words_add(Words* words, int64_t value) except -1:
     return 0
 
 
-cdef int64_t words_next(Words* words) except? -1:
-    if words.position >= words.count:
-        raise ValueError("image is cut short")
-    words.position += 1
-    return words.items[words.position - 1]
-
-
 cdef int words_add_all(Words* words, const int64_t* values, int count) except -1:
     cdef int i
     for i in range(count):
@@ -36,15 +54,46 @@ cdef int words_add_all(Words* words, const int64_t* values, int count) except -1
     return 0
 
 
-cdef int words_next_all(Words* words, int64_t* values, int count) except -1:
-    cdef int i
-    for i in range(count):
-        values[i] = words_next(words)
+cdef int words_pass(Words* words) except -1:
+    """Take what was gathered to its place in the image: write it there, or compare it."""
+    cdef Py_ssize_t i, place = words.passed_count * 8
+    assert words.passed_count + words.count <= words.image_count, "an image is as long as counted"
+    if words.expected != NULL:
+        for i in range(words.count):
+            if get_u64(words.expected + place + 8 * i) != <uint64_t>words.items[i]:
+                words.is_different = 1
+    else:
+        for i in range(words.count):
+            put_u64(words.out + place + 8 * i, <uint64_t>words.items[i])
+    words.passed_count += words.count
+    words.count = 0
     return 0
 
 
+cdef int64_t read_word(Reader* reader) except? -1:
+    if reader.position >= reader.count:
+        raise ValueError("image is cut short")
+    reader.position += 1
+    return <int64_t>get_u64(reader.data + 8 * (reader.position - 1))
+
+
+cdef int read_words(Reader* reader, int64_t* values, int count) except -1:
+    cdef int i
+    for i in range(count):
+        values[i] = read_word(reader)
+    return 0
+
+
+cdef int64_t read_count(Reader* reader, int row_words) except -1:
+    """How many rows follow, of so many words or more each."""
+    cdef int64_t count = read_word(reader)
+    if not 0 <= count <= (reader.count - reader.position) // row_words:
+        raise ValueError("image is cut short")
+    return count
+
+
 cdef int save_counters(State* s, Words* words) except -1:
-    cdef int64_t[11] values
+    cdef int64_t[COUNTER_WORDS] values
     values[0] = s.sequence
     values[1] = s.time_ns
     values[2] = s.next_order_id
@@ -56,16 +105,17 @@ cdef int save_counters(State* s, Words* words) except -1:
     values[8] = s.pending.client_time_ns
     values[9] = <int64_t>s.by_order_id.seed
     values[10] = s.currency_count
-    words_add_all(words, values, 11)
+    words_add_all(words, values, COUNTER_WORDS)
     words_add_all(words, &s.limits.accounts_max, 8)
     words_add_all(words, &s.next_public[1], CHANNELS)
     words_add(words, s.next_reference)
-    return words_add_all(words, s.outside, <int>s.currency_count)
+    words_add_all(words, s.outside, <int>s.currency_count)
+    return words_pass(words)
 
 
-cdef int restore_counters(State* s, Words* words) except -1:
-    cdef int64_t[11] values
-    words_next_all(words, values, 11)
+cdef int restore_counters(State* s, Reader* reader) except -1:
+    cdef int64_t[COUNTER_WORDS] values
+    read_words(reader, values, COUNTER_WORDS)
     s.sequence = values[0]
     s.time_ns = values[1]
     s.next_order_id = values[2]
@@ -77,10 +127,10 @@ cdef int restore_counters(State* s, Words* words) except -1:
     s.pending.client_time_ns = values[8]
     open_tables(s, <uint64_t>values[9])
     s.currency_count = <uint32_t>values[10]
-    words_next_all(words, &s.limits.accounts_max, 8)
-    words_next_all(words, &s.next_public[1], CHANNELS)
-    s.next_reference = words_next(words)
-    return words_next_all(words, s.outside, <int>s.currency_count)
+    read_words(reader, &s.limits.accounts_max, 8)
+    read_words(reader, &s.next_public[1], CHANNELS)
+    s.next_reference = read_word(reader)
+    return read_words(reader, s.outside, <int>s.currency_count)
 
 
 cdef int save_accounts(State* s, Words* words) except -1:
@@ -91,15 +141,16 @@ cdef int save_accounts(State* s, Words* words) except -1:
         words_add(words, s.accounts[i].transfer_id)
         words_add(words, s.accounts[i].participant)
         words_add(words, s.accounts[i].currency)
+        words_pass(words)
     return 0
 
 
-cdef int restore_accounts(State* s, Words* words) except -1:
-    cdef int64_t[4] values
+cdef int restore_accounts(State* s, Reader* reader) except -1:
+    cdef int64_t[ACCOUNT_WORDS] values
     cdef int64_t i
     cdef uint32_t account
-    for i in range(words_next(words)):
-        words_next_all(words, values, 4)
+    for i in range(read_count(reader, ACCOUNT_WORDS)):
+        read_words(reader, values, ACCOUNT_WORDS)
         account = account_add(s, <uint32_t>values[2], <uint32_t>values[3])
         s.accounts[account].cash = values[0]
         s.accounts[account].transfer_id = values[1]
@@ -122,19 +173,20 @@ cdef int save_instruments(State* s, Words* words) except -1:
         for row in range(instrument.tick_count):
             words_add(words, instrument.tick_starts[row])
             words_add(words, instrument.tick_sizes[row])
+        words_pass(words)
     return 0
 
 
-cdef int restore_instruments(State* s, Words* words) except -1:
-    cdef int64_t[7] values
+cdef int restore_instruments(State* s, Reader* reader) except -1:
+    cdef int64_t[INSTRUMENT_WORDS] values
     cdef int64_t[16] ticks
     cdef int64_t i
     cdef uint32_t index, row
-    for i in range(words_next(words)):
-        words_next_all(words, values, 7)
+    for i in range(read_count(reader, INSTRUMENT_WORDS)):
+        read_words(reader, values, INSTRUMENT_WORDS)
         if not 1 <= values[6] <= 8:
             raise ValueError("image holds an impossible tick table")
-        words_next_all(words, ticks, <int>values[6] * 2)
+        read_words(reader, ticks, <int>values[6] * 2)
         index = instrument_add(s, <uint32_t>values[0], values[2], values[3], values[4],
                                <uint32_t>values[5])
         s.instruments[index].phase = <uint32_t>values[1]
@@ -160,17 +212,18 @@ cdef int save_sessions(State* s, Words* words) except -1:
         words_add(words, session.cancel_on_disconnect)
         words_add(words, s.deadlines[session.deadline_index].time_ns
                   if session.deadline_index else 0)
+        words_pass(words)
     return 0
 
 
-cdef int restore_sessions(State* s, Words* words) except -1:
+cdef int restore_sessions(State* s, Reader* reader) except -1:
     cdef int64_t[7] values
     cdef int64_t i
     cdef uint32_t index
-    for i in range(words_next(words)):
+    for i in range(read_count(reader, SESSION_WORDS)):
         index = session_add(s)
-        words_next_all(words, &s.sessions[index].last_client_number, 4)
-        words_next_all(words, values, 7)
+        read_words(reader, &s.sessions[index].last_client_number, 4)
+        read_words(reader, values, 7)
         s.sessions[index].participant = <uint32_t>values[0]
         s.sessions[index].key = <uint32_t>values[1]
         s.sessions[index].roles = <uint32_t>values[2]
@@ -182,26 +235,49 @@ cdef int restore_sessions(State* s, Words* words) except -1:
     return 0
 
 
-cdef int save_positions(State* s, Words* words) except -1:
-    """Rows in order of account, then instrument."""
-    cdef uint32_t i
-    rows = sorted((s.positions[i].account, s.positions[i].instrument, s.positions[i].quantity)
-                  for i in range(1, s.position_count + 1))
-    words_add(words, s.position_count)
-    for account, instrument, quantity in rows:
-        words_add(words, account)
-        words_add(words, instrument)
-        words_add(words, quantity)
+cdef int row_compare(const void* a, const void* b) noexcept nogil:
+    """Order of position rows (account, instrument, quantity) by their second word."""
+    cdef int64_t first = (<const int64_t*>a)[1]
+    cdef int64_t second = (<const int64_t*>b)[1]
+    return (first > second) - (first < second)
+
+
+cdef int add_rows(State* s, uint32_t account, bint with_zeros, Words* words) except -1:
+    """Three words a position of an account, by instrument."""
+    cdef uint32_t row = account_at(s, account).first_position
+    cdef Py_ssize_t first = words.count
+    while row != 0:
+        if with_zeros or s.positions[row].quantity != 0:
+            words_add(words, account)
+            words_add(words, s.positions[row].instrument)
+            words_add(words, s.positions[row].quantity)
+        row = position_at(s, row).next_position
+    if words.count > first:
+        qsort(words.items + first, <size_t>(words.count - first) // POSITION_WORDS,
+              POSITION_WORDS * sizeof(int64_t), row_compare)
     return 0
 
 
-cdef int restore_positions(State* s, Words* words) except -1:
-    cdef int64_t[3] values
-    cdef int64_t i
+cdef int save_positions(State* s, Words* words) except -1:
+    """Rows in order of account, then instrument."""
+    cdef uint32_t account
+    words_add(words, s.position_count)
+    for account in range(1, s.account_count + 1):
+        words_pass(words)
+        add_rows(s, account, 1, words)
+    return words_pass(words)
+
+
+cdef int restore_positions(State* s, Reader* reader) except -1:
+    cdef int64_t[POSITION_WORDS] values
+    cdef int64_t i, count = read_count(reader, POSITION_WORDS)
     cdef uint32_t row
     cdef Instrument* instrument
-    for i in range(words_next(words)):
-        words_next_all(words, values, 3)
+    s.positions = <Position*>grow(
+        s.positions, &s.position_capacity, sizeof(Position), count + 1)
+    table_reserve(&s.by_account_instrument, <uint64_t>count)
+    for i in range(count):
+        read_words(reader, values, POSITION_WORDS)
         row = position_open(s, <uint32_t>values[0], <uint32_t>values[1])
         instrument = instrument_at(s, <uint32_t>values[1])
         position_change(&s.positions[row], instrument, values[2])
@@ -220,16 +296,16 @@ cdef int save_order(State* s, uint32_t slot, Words* words) except -1:
     words_add(words, order.is_market)
     words_add(words, order.is_open)
     words_add(words, order.is_registered)
-    return 0
+    return words_pass(words)
 
 
-cdef uint32_t restore_order(State* s, Words* words) except 0:
+cdef uint32_t restore_order(State* s, Reader* reader) except 0:
     cdef uint32_t slot = order_allocate(s)
     cdef Order* order = order_at(s, slot)
     cdef Instrument* instrument
     cdef int64_t[8] values
-    words_next_all(words, &order.order_id, 6)
-    words_next_all(words, values, 8)
+    read_words(reader, &order.order_id, 6)
+    read_words(reader, values, 8)
     order.session = <uint32_t>values[0]
     order.account = <uint32_t>values[1]
     order.instrument = <uint32_t>values[2]
@@ -266,29 +342,90 @@ cdef int save_orders(State* s, Words* words) except -1:
                     slot = s.orders[slot].level_next
     if is_pending:
         save_order(s, s.pending.slot, words)
-    return 0
+    return words_pass(words)
 
 
-cdef int restore_orders(State* s, Words* words) except -1:
-    cdef int64_t i, resting = words_next(words)
-    cdef uint32_t slot
-    slots = []
-    for i in range(resting):
-        slot = restore_order(s, words)
-        book_insert(s, slot)
-        slots.append((s.orders[slot].order_id, slot))
-    if s.pending.kind == PENDING_ORDER:
-        slot = restore_order(s, words)
-        s.pending.slot = slot
-        if s.orders[slot].is_registered:
-            slots.append((s.orders[slot].order_id, slot))
-    # A session lists its orders in order of entry, which is that of their ids.
-    for _, one in sorted(slots):
-        slot = one
-        order_register(s, slot)
-    if words.position != words.count:
+cdef int entered_compare(const void* a, const void* b) noexcept nogil:
+    cdef int64_t first = (<const Entered*>a).order_id
+    cdef int64_t second = (<const Entered*>b).order_id
+    return (first > second) - (first < second)
+
+
+cdef int restore_orders(State* s, Reader* reader) except -1:
+    cdef int64_t i, resting = read_count(reader, ORDER_WORDS)
+    cdef int64_t count = resting + (s.pending.kind == PENDING_ORDER)
+    cdef Entered* entered = <Entered*>malloc((count + 1) * sizeof(Entered))
+    if entered == NULL:
+        raise MemoryError(f"no memory to sort {count} orders")
+    try:
+        s.orders = <Order*>grow(s.orders, &s.order_capacity, sizeof(Order), count + 1)
+        for i in range(count):
+            entered[i].slot = restore_order(s, reader)
+            entered[i].order_id = order_at(s, entered[i].slot).order_id
+            if i < resting:
+                book_insert(s, entered[i].slot)
+        if count > resting:
+            s.pending.slot = entered[resting].slot
+            count -= not order_at(s, s.pending.slot).is_registered
+        # A session lists its orders in order of entry, which is that of their ids.
+        qsort(entered, <size_t>count, sizeof(Entered), entered_compare)
+        table_reserve(&s.by_order_id, <uint64_t>count)
+        table_reserve(&s.by_client_order_id, <uint64_t>count)
+        for i in range(count):
+            order_register(s, entered[i].slot)
+    finally:
+        free(entered)
+    if reader.position != reader.count:
         raise ValueError("image is too long")
     return 0
+
+
+cdef Py_ssize_t image_count(State* s) noexcept:
+    """Words of the image."""
+    cdef uint32_t i
+    cdef Py_ssize_t count = COUNTER_WORDS + 8 + CHANNELS + 1 + s.currency_count
+    for i in range(1, s.instrument_count + 1):
+        count += INSTRUMENT_WORDS + 2 * s.instruments[i].tick_count
+    count += ACCOUNT_WORDS * s.account_count + SESSION_WORDS * s.session_count
+    count += POSITION_WORDS * <Py_ssize_t>s.position_count + 5
+    if s.pending.kind == PENDING_ORDER and not s.orders[s.pending.slot].is_open:
+        count += ORDER_WORDS
+    return count + ORDER_WORDS * s.open_order_count
+
+
+cdef bint save_all(State* s, uint8_t* out, const uint8_t* expected) except -1:
+    """Write an image, or compare one, that has `image_count` words; whether it is the state's."""
+    cdef Words words
+    memset(&words, 0, sizeof(Words))
+    words.out = out
+    words.expected = expected
+    words.image_count = image_count(s)
+    try:
+        save_counters(s, &words)
+        save_accounts(s, &words)
+        save_instruments(s, &words)
+        save_sessions(s, &words)
+        save_positions(s, &words)
+        save_orders(s, &words)
+        assert words.passed_count == words.image_count, "an image is as long as counted"
+        return not words.is_different
+    finally:
+        free(words.items)
+
+
+cdef int restore_all(State* s, const uint8_t* data, Py_ssize_t size) except -1:
+    cdef Reader reader
+    if size % 8 != 0:
+        raise ValueError("image is not a whole number of words")
+    reader.data = data
+    reader.count = size // 8
+    reader.position = 0
+    restore_counters(s, &reader)
+    restore_accounts(s, &reader)
+    restore_instruments(s, &reader)
+    restore_sessions(s, &reader)
+    restore_positions(s, &reader)
+    return restore_orders(s, &reader)
 
 
 cdef bytes book_words(State* s):
@@ -312,13 +449,8 @@ cdef bytes book_words(State* s):
                         words_add(&words, s.orders[slot].leaves)
                         slot = s.orders[slot].level_next
         words_add(&words, -1)
-        rows = sorted((s.positions[i].account, s.positions[i].instrument, s.positions[i].quantity)
-                      for i in range(1, s.position_count + 1))
-        for account, instrument, quantity in rows:
-            if quantity != 0:
-                words_add(&words, account)
-                words_add(&words, instrument)
-                words_add(&words, quantity)
+        for i in range(1, s.account_count + 1):
+            add_rows(s, i, 0, &words)
         words_add(&words, -2)
         for i in range(1, s.account_count + 1):
             words_add(&words, i)
@@ -344,12 +476,3 @@ cdef bytes words_bytes(Words* words):
     for i in range(words.count):
         put_u64(data + 8 * i, <uint64_t>words.items[i])
     return out
-
-
-cdef int words_read(Words* words, const uint8_t* data, Py_ssize_t size) except -1:
-    cdef Py_ssize_t i
-    if size % 8 != 0:
-        raise ValueError("image is not a whole number of words")
-    for i in range(size // 8):
-        words_add(words, <int64_t>get_u64(data + 8 * i))
-    return 0

@@ -80,7 +80,10 @@ GENESIS_DEFAULTS: Final = {
     "levels_per_side_max": 10_000,
     "work_per_command_max": 256,
 }
-"""What a new venue gets unless its operator says otherwise: about 700 MB when all is full."""
+"""What a new venue gets unless its operator says otherwise. The engine takes 1.15 GB when all is
+full, every order has a price level and an end of its own, and each account has 40 positions; its
+image 0.34 GB, and while it is restored 0.37 GB more than the engine. With half the positions and
+few of the rest 0.64, 0.27 and 0.30 GB."""
 
 REPORT_SIZE_MAX: Final = 160
 """Encoded bytes of one report: array head, tag and at most 15 fields of 9 bytes. Messages of the

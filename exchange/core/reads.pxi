@@ -1,13 +1,6 @@
 # Rows for the node, and the words of the public digest: copied out of the arrays in one pass, in an
 # order that does not depend on how they lie in memory. No Python object is made per row.
 
-cdef int row_compare(const void* a, const void* b) noexcept nogil:
-    """Order of position rows (account, instrument, quantity) by their second word."""
-    cdef int64_t first = (<const int64_t*>a)[1]
-    cdef int64_t second = (<const int64_t*>b)[1]
-    return (first > second) - (first < second)
-
-
 cdef int add_order(Order* order, Words* words) except -1:
     words_add(words, order.order_id)
     words_add(words, order.client_order_id)
@@ -44,20 +37,8 @@ cdef inline uint32_t first_account_of(State* s, uint32_t participant) noexcept n
 cdef int add_positions(State* s, uint32_t participant, Words* words) except -1:
     """Three words a position that is not 0, by account, then instrument."""
     cdef uint32_t account = first_account_of(s, participant)
-    cdef uint32_t row
-    cdef Py_ssize_t first
     while account != 0:
-        first = words.count
-        row = account_at(s, account).first_position
-        while row != 0:
-            if s.positions[row].quantity != 0:
-                words_add(words, account)
-                words_add(words, s.positions[row].instrument)
-                words_add(words, s.positions[row].quantity)
-            row = s.positions[row].next_position
-        if words.count > first:
-            qsort(words.items + first, <size_t>(words.count - first) // 3, 3 * sizeof(int64_t),
-                  row_compare)
+        add_rows(s, account, 0, words)
         account = account_at(s, account).next_account
     return 0
 

@@ -42,6 +42,10 @@ GENESIS_KEY: Final = 1
 ROLES_MAX: Final = sum(Role)
 IMAGE_HASH_SIZE: Final = 32
 
+# Sizes of a string of bytes up to which MessagePack has a shorter head.
+_BIN_8_MAX: Final = 0xFF
+_BIN_16_MAX: Final = 0xFFFF
+
 
 class KeyState(NamedTuple):
     """A public key that the venue knows."""
@@ -474,20 +478,35 @@ class Reference:
 
     # State as bytes.
 
+    def _front(self) -> bytes:
+        """What a body has before the words: MessagePack of (names, words) but for the words."""
+        size = self.hot.image_size
+        assert size > _BIN_8_MAX, "the words of a core without any row are more"
+        if size <= _BIN_16_MAX:
+            return b"\x92" + _encode(self.names) + b"\xc5" + size.to_bytes(2)
+        return b"\x92" + _encode(self.names) + b"\xc6" + size.to_bytes(4)
+
     def save(self) -> bytes:
         """Names and hot state, canonical, behind the BLAKE2b-256 of both."""
-        body = _encode((self.names, self.hot.save()))
-        return blake2b(body, digest_size=IMAGE_HASH_SIZE).digest() + body
+        front, words = self._front(), self.hot.save()
+        body_hash = blake2b(front, digest_size=IMAGE_HASH_SIZE)
+        body_hash.update(words)
+        return b"".join((body_hash.digest(), front, words))
+
+    def is_saved_as(self, image: bytes) -> bool:
+        """Whether `save` would make an image with this body; it makes none."""
+        front, body = self._front(), memoryview(image)[IMAGE_HASH_SIZE:]
+        return body[: len(front)] == front and self.hot.is_saved_as(body[len(front) :])
 
     def restore(self, image: bytes) -> None:
         """Become what `save` wrote; ValueError when the bytes are not such an image.
 
         Only the hash is checked: an image of this build that is whole has valid contents.
         """
-        body = image[IMAGE_HASH_SIZE:]
+        body = memoryview(image)[IMAGE_HASH_SIZE:]
         if blake2b(body, digest_size=IMAGE_HASH_SIZE).digest() != image[:IMAGE_HASH_SIZE]:
             raise ValueError("image is damaged: its hash differs")
-        self.names, words = msgspec.msgpack.decode(body, type=tuple[Names, bytes])
+        self.names, words = msgspec.msgpack.decode(body, type=tuple[Names, memoryview])
         self._index()
         self.hot.restore(words)
 

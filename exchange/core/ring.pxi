@@ -474,36 +474,29 @@ cdef class Hot:
 
     # State as bytes.
 
-    def save(self) -> bytes:
-        cdef Words words
-        assert self.state.batch_count == 0, "a batch is open"
-        memset(&words, 0, sizeof(Words))
-        try:
-            save_counters(self.state, &words)
-            save_accounts(self.state, &words)
-            save_instruments(self.state, &words)
-            save_sessions(self.state, &words)
-            save_positions(self.state, &words)
-            save_orders(self.state, &words)
-            return words_bytes(&words)
-        finally:
-            free(words.items)
+    @property
+    def image_size(self) -> int:
+        return image_count(self.state) * 8
 
-    def restore(self, bytes image) -> None:
-        cdef Words words
+    def save(self) -> bytes:
+        cdef bytes image = PyBytes_FromStringAndSize(NULL, image_count(self.state) * 8)
+        assert self.state.batch_count == 0, "a batch is open"
+        save_all(self.state, <uint8_t*>PyBytes_AS_STRING(image), NULL)
+        return image
+
+    def is_saved_as(self, image: object) -> bool:
+        """Whether `save` would make these bytes; it makes none."""
+        cdef const uint8_t[::1] view = image
+        assert self.state.batch_count == 0, "a batch is open"
+        if view.shape[0] != image_count(self.state) * 8:
+            return False
+        return save_all(self.state, NULL, &view[0])
+
+    def restore(self, image: object) -> None:
+        cdef const uint8_t[::1] view = image
         assert self.state.sequence == 0, "only an empty core is restored into"
-        memset(&words, 0, sizeof(Words))
-        try:
-            words_read(&words, <const uint8_t*>PyBytes_AS_STRING(image), len(image))
-            restore_counters(self.state, &words)
-            restore_accounts(self.state, &words)
-            restore_instruments(self.state, &words)
-            restore_sessions(self.state, &words)
-            restore_positions(self.state, &words)
-            restore_orders(self.state, &words)
-            self.state.batch_first = self.state.sequence + 1
-        finally:
-            free(words.items)
+        restore_all(self.state, &view[0], view.shape[0])
+        self.state.batch_first = self.state.sequence + 1
 
     def books(self) -> bytes:
         return book_words(self.state)

@@ -60,14 +60,14 @@ cdef inline void table_place(Table* table, uint64_t first, uint64_t second,
     table.entries[i].value = value
 
 
-cdef int table_grow(Table* table) except -1:
+cdef int table_resize(Table* table, uint64_t size) except -1:
     cdef TableEntry* old = table.entries
     cdef uint64_t i, old_mask = table.mask
-    cdef TableEntry* new = <TableEntry*>calloc((old_mask + 1) * 2, sizeof(TableEntry))
+    cdef TableEntry* new = <TableEntry*>calloc(size, sizeof(TableEntry))
     if new == NULL:
-        raise MemoryError(f"no memory for a table of {(old_mask + 1) * 2} entries")
+        raise MemoryError(f"no memory for a table of {size} entries")
     table.entries = new
-    table.mask = (old_mask + 1) * 2 - 1
+    table.mask = size - 1
     for i in range(old_mask + 1):
         if old[i].value != 0:
             table_place(table, old[i].first, old[i].second, old[i].value)
@@ -75,10 +75,17 @@ cdef int table_grow(Table* table) except -1:
     return 0
 
 
+cdef inline int table_reserve(Table* table, uint64_t count) except -1:
+    """Make room for `count` entries in all: at most three quarters of the places are taken."""
+    cdef uint64_t size = table.mask + 1
+    while count * 4 > size * 3:
+        size *= 2
+    return table_resize(table, size) if size > table.mask + 1 else 0
+
+
 cdef inline int table_add(Table* table, uint64_t first, uint64_t second, uint32_t value) except -1:
     BRIER_ASSERT(value != 0 and table_find(table, first, second) == 0)
-    if (table.count + 1) * 4 > (table.mask + 1) * 3:
-        table_grow(table)
+    table_reserve(table, table.count + 1)
     table_place(table, first, second, value)
     table.count += 1
     return 0

@@ -5,12 +5,15 @@ import random
 import struct
 import subprocess
 import sys
+from hashlib import blake2b
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from exchange.core import limits
 from exchange.core.engine import Engine
+from exchange.core.reference import IMAGE_HASH_SIZE, Names
 from protocol import admin, records
 from protocol.codes import (
     CancelOnDisconnect,
@@ -146,6 +149,40 @@ def test_damaged_image_is_refused() -> None:
     for one in damaged:
         with pytest.raises(ValueError, match="image is damaged"):
             Engine.restore(one)
+
+
+def test_an_engine_knows_its_image_from_any_other() -> None:
+    venue = busy_venue(seed=4, commands=200)
+    image = venue.engine.image()
+    restored = Engine.restore(image)
+    assert restored.has_image(image)
+    for position in range(IMAGE_HASH_SIZE, len(image)):
+        flipped = bytearray(image)
+        flipped[position] ^= 1 << position % 8
+        assert not restored.has_image(bytes(flipped)), position
+    for other in (image[:-8], image[:-1], image + bytes(8), image[:IMAGE_HASH_SIZE], b""):
+        assert not restored.has_image(other)
+    venue.send(1, admin.Halt(1))
+    venue.take()
+    assert not venue.engine.has_image(image)
+
+
+@pytest.mark.parametrize("order_count", [0, 1, 700])
+def test_an_image_is_names_and_words_behind_their_hash(order_count: int) -> None:
+    venue = Venue().with_market()
+    for index in range(1, order_count + 1):
+        venue.send(2, rest(index, 1_000 + index % 7 * 100, 100, Side.BUY, 1))
+    if order_count:
+        venue.take()
+    image = venue.engine.image()
+    names, rows = msgspec.msgpack.decode(image[IMAGE_HASH_SIZE:], type=tuple[Names, bytes])
+    assert (len(rows) > 0xFFFF) == (order_count == 700), "both lengths of MessagePack's head"
+    body = msgspec.msgpack.encode((names, rows))
+    assert image == blake2b(body, digest_size=IMAGE_HASH_SIZE).digest() + body
+    restored = Engine.restore(image)
+    restored.check()
+    assert restored.has_image(image)
+    assert restored.image() == image
 
 
 def test_channels_and_epoch_are_part_of_the_state() -> None:
