@@ -9,8 +9,8 @@ goes on where it was.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from contextlib import closing, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from typing import Final, NamedTuple
 
 from journal.copies import (
@@ -26,7 +26,6 @@ from journal.errors import JournalDamaged, JournalFailed
 from journal.manifest import (
     ARCHIVED_NAME,
     MANIFEST_NAME,
-    MARKER_NAME,
     NOTHING_ARCHIVED,
     TERM_NAME,
     Archived,
@@ -38,7 +37,7 @@ from journal.manifest import (
     encode_term,
     read_text,
 )
-from journal.reader import Folder, survey
+from journal.reader import Folder, is_archive, is_only_archive, survey
 from journal.record import NO_HASH, SECTOR_SIZE, START, Head
 from journal.segment import (
     PREPARED_SUFFIX,
@@ -46,17 +45,26 @@ from journal.segment import (
     Segment,
     SegmentReader,
     encode_header,
+    hash_file,
     parse_name,
     read_header,
     zeros,
 )
 from journal.snapshot import KEPT_MIN, SnapshotHead
-from journal.storage import Storage
+from journal.storage import TEMPORARY_SUFFIX, Storage
+from journal.tail import judge_tail
 
 ASIDE_NAME: Final = "archived.aside"
 """What `archived` is written to first. A venue that starts meanwhile leaves it alone."""
 FREE_SIZE_RESERVED: Final = 64 * 1024 * 1024
 """Bytes that stay free where segments are copied to."""
+FOLDERS_OF_A_DISK: Final = ("lost+found",)
+"""What a folder has that nobody has written to."""
+TERM_STEP: Final = 1024
+"""A journal that is made anew begins a multiple of this: a term that is lost, and that nothing here
+knows of, came of fewer repairs, each of which adds one."""
+TERM_UNREADABLE: Final = 64 * TERM_STEP - 1
+"""What a damaged file counts for: fewer journals have been made of one archive."""
 SURVEY_TRIES: Final = 3
 """Looks at a folder that a venue changes meanwhile; it does so once in many seconds."""
 
@@ -96,10 +104,12 @@ def archive_segments(commands: Storage, archive: Storage, count: int, report: Re
         with suppress(FileNotFoundError):
             commands.remove(ASIDE_NAME)
         mover = _Mover(commands, archive, folder, report)
+        mover.mend()
         here = set(commands.names())
         for sealed in folder.sealed[: max(count, folder.archived.segment)]:
             if _name_of(sealed) in here:
                 mover.move(sealed)
+        mover.note_term()
         return mover.moved_count
 
 
@@ -112,13 +122,20 @@ class _Mover:
         self._archive = archive
         self._folder = folder
         self._report = report
-        self._lines = _open_archive(archive, folder.sealed)
+        self._lines = _check_archive(archive, folder.sealed)
         gone = folder.archived.segment
         if gone > len(self._lines):
             raise OperationRefused(
                 f"segments 1 to {gone} of this journal were archived before, and this archive has "
                 f"{len(self._lines)} of them: name the archive that has them all"
             )
+
+    def mend(self) -> None:
+        """Begin the archive, or make right what a crash or a disk has left of its small files."""
+        if self._lines:
+            _write_manifest(self._archive, self._lines)
+        said = self._archived_with(self._lines[-1]) if self._lines else NOTHING_ARCHIVED
+        _write_archived(self._archive, said)
 
     def move(self, sealed: Sealed) -> None:
         """One segment: copied, listed, said to be archived, removed; each step durable."""
@@ -128,10 +145,11 @@ class _Mover:
             copy_durably(self._commands, name, self._archive, name, sealed.hash)
         if sealed.number > len(self._lines):
             self._lines.append(sealed)
-            replace_durably(self._archive, MANIFEST_NAME, [encode_manifest(self._lines)])
+            _write_manifest(self._archive, self._lines)
         if sealed.number > self._folder.archived.segment:
-            content = encode_archived(self._archived_with(sealed))
-            replace_durably(self._archive, ARCHIVED_NAME, [content])
+            archived = self._archived_with(sealed)
+            _write_archived(self._archive, archived)
+            content = encode_archived(archived)
             with closing(self._commands.create(ASIDE_NAME)) as file:
                 file.write(0, content)
                 file.sync()
@@ -145,8 +163,16 @@ class _Mover:
             f"sequences {sealed.first_sequence} to {sealed.last_sequence}"
         )
 
+    def note_term(self) -> None:
+        """The archive knows of every term that this journal was told to begin."""
+        term = max(self._folder.minimum_term, _noted_term(self._archive))
+        if term:
+            _write_if_other(self._archive, TERM_NAME, encode_term(term))
+
     def _archived_with(self, sealed: Sealed) -> Archived:
         """What is archived with this segment; the segment behind it says what its last hash is."""
+        if sealed.number == self._folder.archived.segment:
+            return self._folder.archived
         names = [name for name in self._commands.names() if name.endswith(SEGMENT_SUFFIX)]
         [following] = [name for name in names if parse_name(name)[0] == sealed.number + 1]
         with closing(self._commands.open(following)) as file:
@@ -177,9 +203,11 @@ def restore_segments(archive: Storage, commands: Storage, report: Report) -> Res
     JournalDamaged, JournalFailed; may be run again.
     """
     with storage_errors("restore"):
-        lines = _archive_lines(archive)
+        lines = archive_lines(archive)
         if not lines:
-            raise OperationRefused("this is no archive, or an empty one")
+            raise OperationRefused("the archive is empty")
+        if is_only_archive(commands):
+            raise OperationRefused("what is to be restored is an archive itself")
         sealed = _readable_manifest(commands)
         if sealed is None and _is_unused(commands, lines):
             return _make_anew(archive, lines, commands, report)
@@ -221,6 +249,11 @@ def _put_back(
     report: Report,
 ) -> Restored:
     _check_same(lines, sealed)
+    if len(lines) > len(sealed):
+        raise OperationRefused(
+            f"this journal is older than the archive, which goes on to sequence "
+            f"{lines[-1].last_sequence}: move the folder away, and restore into an empty one"
+        )
     here = set(commands.names())
     lost = [line.number for line in sealed[len(lines) :] if _name_of(line) not in here]
     if lost:
@@ -230,21 +263,32 @@ def _put_back(
         )
     bad = [line for line in sealed if not has_hash(commands, _name_of(line), line.hash)]
     wanted = [line for line in bad if line.number <= len(lines)]
-    check_room(commands, sum(line.size for line in wanted), "segments into the journal")
-    for line in reversed(wanted):
-        name = _name_of(line)
-        if name in here:
-            kept = free_name(commands, f"replaced-{line.number:020}")
-            commands.rename(name, kept)
-            report(f"segment {line.number}: it was damaged, and is kept as {kept}")
-        copy_durably(archive, name, commands, name, line.hash)
-        report(f"segment {line.number}: {line.size} bytes copied")
+    check_room(commands, 2 * sum(line.size for line in wanted), "segments into the journal")
+    restored_count = sum(
+        _put_segment_back(archive, commands, line, report) for line in reversed(wanted)
+    )
     for line in bad[len(wanted) :]:
         report(f"segment {line.number}: it is damaged, and the archive does not have it")
-    if ARCHIVED_NAME in here:
+    here = set(commands.names())
+    if ARCHIVED_NAME in here and all(_name_of(line) in here for line in sealed):
         commands.remove(ARCHIVED_NAME)
     commands.sync_folder()
-    return Restored(len(wanted), None, 0)
+    return Restored(restored_count, None, 0)
+
+
+def _put_segment_back(archive: Storage, commands: Storage, line: Sealed, report: Report) -> bool:
+    """One segment; what is there is only replaced by what is right, in one step."""
+    name = _name_of(line)
+    if not has_hash(archive, name, line.hash):
+        report(f"segment {line.number}: damaged in the archive; what is here stays as it is")
+        return False
+    if name in commands.names():
+        kept = free_name(commands, f"replaced-{line.number:020}")
+        copy_durably(commands, name, commands, kept)
+        report(f"segment {line.number}: it was damaged, and is kept as {kept}")
+    copy_durably(archive, name, commands, name, line.hash)
+    report(f"segment {line.number}: {line.size} bytes copied")
+    return True
 
 
 def _make_anew(
@@ -255,7 +299,11 @@ def _make_anew(
     following = Segment(last.number + 1, last.size, head.sequence + 1, head.hash)
     wanted = [line for line in lines if not has_hash(commands, _name_of(line), line.hash)]
     check_room(commands, sum(line.size for line in wanted) + last.size, "the archive")
-    term = max(head.term, _noted_term(archive), _noted_term(commands)) + 1
+    known = max(head.term, _noted_term(archive), _noted_term(commands))
+    # First the archive: its manifest may have been made anew just now.
+    _write_manifest(archive, lines)
+    _write_archived(archive, Archived(last.number, head.sequence, head.hash))
+    term = (known // TERM_STEP + 1) * TERM_STEP
     # First the archive: whatever becomes of this journal, no other one gets the term.
     replace_durably(archive, TERM_NAME, [encode_term(term)])
     replace_durably(commands, TERM_NAME, [encode_term(term)])
@@ -274,44 +322,110 @@ def _read_archive(archive: Storage, lines: Sequence[Sealed]) -> Head:
     head = START
     for line in lines:
         name = _name_of(line)
-        if not has_hash(archive, name, line.hash):
-            raise JournalDamaged(
-                "hash of the archived segment differs from the manifest", file=name
-            )
-        with closing(archive.open(name)) as file:
-            segment = read_header(file, name)
-            reader = SegmentReader(file, segment, head)
-            deque(reader.records(), maxlen=0)
-        if (segment.previous_hash, reader.head.sequence) != (head.hash, line.last_sequence):
-            raise JournalDamaged("contents differ from the manifest", file=name)
+        with in_archive():
+            if not has_hash(archive, name, line.hash):
+                raise JournalDamaged("its hash differs from the manifest", file=name)
+            with closing(archive.open(name)) as file:
+                segment = read_header(file, name)
+                reader = SegmentReader(file, segment, head)
+                deque(reader.records(), maxlen=0)
+            if (segment.previous_hash, reader.head.sequence) != (head.hash, line.last_sequence):
+                raise JournalDamaged("contents differ from the manifest", file=name)
         head = reader.head
     return head
 
 
-def _open_archive(archive: Storage, sealed: Sequence[Sealed]) -> list[Sealed]:
-    """What an archive has; in an empty folder one is begun. Raises OperationRefused."""
+def _check_archive(archive: Storage, sealed: Sequence[Sealed]) -> list[Sealed]:
+    """What an archive has; nothing in a folder where none was begun. Raises OperationRefused."""
     names = archive.names()
     if ARCHIVED_NAME not in names:
-        if MANIFEST_NAME in names or any(name.endswith(SEGMENT_SUFFIX) for name in names):
-            raise OperationRefused("the folder of a journal, not an archive; name another folder")
-        replace_durably(archive, ARCHIVED_NAME, [encode_archived(NOTHING_ARCHIVED)])
-    lines = _archive_lines(archive)
+        others = [name for name in names if name not in FOLDERS_OF_A_DISK]
+        # The very first file of an archive may have been under way.
+        if others and others != [ARCHIVED_NAME + TEMPORARY_SUFFIX]:
+            raise OperationRefused(f"{others[0]}: the folder has other files and is no archive")
+        return []
+    lines = archive_lines(archive)
     _check_same(lines, sealed)
     if len(lines) > len(sealed):
         raise OperationRefused(
             f"the archive has segments 1 to {len(lines)}, of the journal 1 to {len(sealed)} are "
             "sealed: the archive of another journal, or the journal has lost some"
         )
-    numbers = [parse_name(name)[0] for name in names if name.endswith(SEGMENT_SUFFIX)]
-    if MARKER_NAME in names or any(number > len(lines) + 1 for number in numbers):
-        raise OperationRefused("the folder of a journal, not an archive; name another folder")
     return lines
 
 
-def _archive_lines(archive: Storage) -> list[Sealed]:
-    if MANIFEST_NAME not in archive.names() or ARCHIVED_NAME not in archive.names():
-        return []
-    return decode_manifest(read_text(archive, MANIFEST_NAME))
+def archive_lines(archive: Storage) -> list[Sealed]:
+    """The segments of an archive, by its manifest, or by the chain of its records when that cannot
+    be read. Raises OperationRefused, JournalDamaged."""
+    if not is_archive(archive):
+        why = "this is no archive"
+        if ARCHIVED_NAME in archive.names():
+            why += ": a venue had it open; if it is one all the same, remove `lock` from it"
+        raise OperationRefused(why)
+    names = [name for name in archive.names() if name.endswith(SEGMENT_SUFFIX)]
+    try:
+        lines = decode_manifest(read_text(archive, MANIFEST_NAME))
+    except (JournalDamaged, FileNotFoundError):
+        return _follow_chain(archive, names)
+    last = max((parse_name(name)[0] for name in names), default=0)
+    if last > len(lines) + 1:
+        raise OperationRefused("this is no archive: it has segments behind its manifest")
+    if last > len(lines):
+        # It was copied and compared, and the manifest was under way.
+        with suppress(JournalDamaged):
+            found = _follow_chain(archive, names)
+            return found if found[: len(lines)] == lines else lines
+    return lines
+
+
+def _follow_chain(archive: Storage, names: Sequence[str]) -> list[Sealed]:
+    """The lines of the manifest that an archive with these segments has."""
+    head, lines = START, list[Sealed]()
+    for name in names:
+        with closing(archive.open(name)) as file, in_archive():
+            segment = read_header(file, name)
+            reader = SegmentReader(file, segment, head)
+            deque(reader.records(), maxlen=0)
+            begin = (segment.number, segment.first_sequence, segment.previous_hash)
+            is_next = begin == (len(lines) + 1, head.sequence + 1, head.hash)
+            tail = judge_tail(file, segment, reader.offset, reader.head, reader.defect)
+            if not is_next or tail.torn_size:
+                raise JournalDamaged("it does not continue the one before", file=name)
+            lines.append(
+                Sealed(
+                    segment.number,
+                    segment.first_sequence,
+                    reader.head.sequence,
+                    reader.record_count,
+                    segment.size,
+                    hash_file(file),
+                )
+            )
+        head = reader.head
+    return lines
+
+
+@contextmanager
+def in_archive() -> Iterator[None]:
+    """Say of what is damaged that it is in the archive."""
+    try:
+        yield
+    except JournalDamaged as error:
+        place = f"{error.file} of the archive"
+        raise JournalDamaged(error.defect, file=place, offset=error.offset) from None
+
+
+def _write_manifest(archive: Storage, lines: Sequence[Sealed]) -> None:
+    _write_if_other(archive, MANIFEST_NAME, encode_manifest(lines))
+
+
+def _write_archived(archive: Storage, archived: Archived) -> None:
+    _write_if_other(archive, ARCHIVED_NAME, encode_archived(archived))
+
+
+def _write_if_other(storage: Storage, name: str, content: bytes) -> None:
+    if name not in storage.names() or read_text(storage, name) != content:
+        replace_durably(storage, name, [content])
 
 
 def _check_same(lines: Sequence[Sealed], sealed: Sequence[Sealed]) -> None:
@@ -325,7 +439,13 @@ def _check_same(lines: Sequence[Sealed], sealed: Sequence[Sealed]) -> None:
 
 
 def _noted_term(storage: Storage) -> int:
-    return decode_term(read_text(storage, TERM_NAME)) if TERM_NAME in storage.names() else 0
+    """The least term that was written here. One that cannot be read is taken for a high one."""
+    try:
+        return decode_term(read_text(storage, TERM_NAME))
+    except FileNotFoundError:
+        return 0
+    except JournalDamaged:
+        return TERM_UNREADABLE
 
 
 def _survey_live(commands: Storage) -> Folder:

@@ -2,7 +2,8 @@
 
 The chain is followed from its beginning (`walk.py`), and where it breaks, from where a start from
 the newest snapshot would follow it: damage before that hinders no start. Then the clean-stop
-marker, events/ and the snapshots are asked what they have seen beyond. FORMAT.md, section 13.
+marker, events/ and the snapshots are asked what they have seen beyond. Last, every full segment of
+events/ is read, which a start does not do where there is an index. FORMAT.md, section 13.
 """
 
 from __future__ import annotations
@@ -12,9 +13,16 @@ from contextlib import closing
 
 from journal.copies import storage_errors
 from journal.errors import JournalDamaged, SnapshotDamaged
-from journal.event_format import RECORD_HEADER_SIZE, SEGMENT_HEADER_SIZE, parse_name, segment_name
+from journal.event_format import (
+    RECORD_HEADER_SIZE,
+    SEGMENT_HEADER_SIZE,
+    index_name,
+    parse_name,
+    segment_name,
+)
 from journal.event_format import SEGMENT_SUFFIX as EVENTS_SUFFIX
-from journal.event_proof import events_reach, good_records, last_valid
+from journal.event_index import build_index, decode_index
+from journal.event_proof import WALKS_MAX, find_unindexed, good_records, last_valid
 from journal.findings import (
     COMMANDS,
     EVENTS,
@@ -26,7 +34,7 @@ from journal.findings import (
     Remnant,
     SetAside,
 )
-from journal.manifest import MARKER_NAME, TERM_NAME, Marker, decode_term, read_text
+from journal.manifest import MANIFEST_NAME, MARKER_NAME, TERM_NAME, Marker, decode_term, read_text
 from journal.snapshot import SnapshotFolder, SnapshotHead
 from journal.storage import Storage
 from journal.walk import Walk, read_marker, scan_records
@@ -40,24 +48,38 @@ def diagnose(folders: Folders, can_restore: CanRestore = lambda head, image: Tru
     JournalFailed when the disk cannot be read."""
     with storage_errors("read"):
         snapshots = _Snapshots(folders, can_restore)
-        whole = _examine(folders, snapshots, None)
-        if whole.is_sound:
-            return whole
-        for base in snapshots.usable:
-            found = _examine(folders, snapshots, base)
-            if found.head.sequence >= base.sequence:
-                # The newest snapshot that stays: an older one would not lead further.
-                break
-        else:
-            return whole
+        found, base = _find_way(folders, snapshots)
+        if folders.events is not None:
+            gone = {action.name for action in found.later_actions}
+            starts = [base] if base is not None else snapshots.usable
+            starts = [start for start in starts if start.name not in gone]
+            is_all_here = base is None and not found.archived.segment
+            _look_behind_indexes(folders.events, found, starts, is_all_here)
+    return found
+
+
+def _find_way(folders: Folders, snapshots: _Snapshots) -> tuple[Diagnosis, SnapshotHead | None]:
+    """What keeps most, and from which snapshot on that reads; None: from the first record on."""
+    whole = _examine(folders, snapshots, None)
+    if whole.is_sound:
+        return whole, None
+    for base in snapshots.usable:
+        found = _examine(folders, snapshots, base)
+        if found.head.sequence >= base.sequence:
+            # The newest snapshot that stays: an older one would not lead further.
+            break
+    else:
+        return whole, None
     if not found.is_sound and found.head.sequence <= whole.head.sequence:
-        return whole
+        return whole, None
     # What only the whole history needs does not hinder a start.
+    others = tuple(f"{COMMANDS}/{name}" for name in (MANIFEST_NAME, MARKER_NAME, TERM_NAME))
     for finding in whole.findings:
-        if finding not in found.findings and finding.place.startswith(f"{COMMANDS}/"):
+        is_history = finding.place.startswith(f"{COMMANDS}/") and finding.place not in others
+        if is_history and finding not in found.findings:
             text = f"{finding.text}; the snapshot of sequence {base.sequence} is behind it"
             found.notes.append(Finding(finding.place, text))
-    return found
+    return found, base
 
 
 class _Snapshots:
@@ -72,7 +94,7 @@ class _Snapshots:
         folder = SnapshotFolder(folders.snapshots)
         self.heads, self.bad = folder.heads(), folder.bad
         for head in self.heads:
-            if folders.events is None or not events_reach(folders.events, head):
+            if folders.events is None or find_unindexed(folders.events, head) is None:
                 continue
             try:
                 image = folder.read(head)
@@ -161,14 +183,66 @@ def _look_at_events(events: Storage, found: Diagnosis) -> None:
             found.later_actions.append(Cut(EVENTS, segment_name(first), b"", end, end))
 
 
-def _events_end(events: Storage, first: int, head_sequence: int) -> int:
-    """Where the last record ends that belongs to the journal."""
+def _events_end(events: Storage, first: int, head_sequence: int | None = None) -> int:
+    """Where the last good record ends that belongs to the journal, or that there is."""
     end = SEGMENT_HEADER_SIZE
     for header, content in good_records(events, first):
-        if header.last_sequence > head_sequence:
+        if head_sequence is not None and header.last_sequence > head_sequence:
             break
         end += RECORD_HEADER_SIZE + len(content)
     return end
+
+
+def _look_behind_indexes(
+    events: Storage, found: Diagnosis, starts: Sequence[SnapshotHead], is_all_here: bool
+) -> None:
+    """Full segments that are not what their index says, and indexes that are none.
+
+    A start makes what is taken out anew if it reads the records: all of them, or those behind one
+    of `starts`. Else it stays: without it no start might be possible.
+    """
+    names = set(events.names())
+    firsts = [parsed[0] for parsed in map(parse_name, names) if parsed is not None]
+    firsts = sorted(first for first in set(firsts) if segment_name(first) in names)
+    touched = {action.name for action in found.later_actions if action.folder == EVENTS}
+    missing_count = sum(index_name(first) not in names for first in firsts[:-1])
+    for first in firsts:
+        name, index = segment_name(first), index_name(first)
+        if name in touched or index not in names or not _is_damaged(events, first):
+            continue
+        if _is_only_index(events, first) and (is_all_here or missing_count < WALKS_MAX):
+            missing_count += 1
+            text = "the index is damaged; once it is taken out, a start makes it anew"
+            found.notes.append(Finding(f"{EVENTS}/{index}", text))
+            found.event_actions.append(SetAside(EVENTS, index))
+        elif is_all_here or any(start.events_segment < first for start in starts):
+            text = "is not what its index says; once both are taken out, a start makes them anew"
+            found.notes.append(Finding(f"{EVENTS}/{name}", text))
+            # First the segment: an index alone is nothing, and is removed by a start.
+            found.event_actions.extend(SetAside(EVENTS, one) for one in (name, index))
+        else:
+            why = "needs the whole journal; restore first what was archived or is damaged"
+            text = f"is not what its index says; to make it anew a start {why}"
+            found.notes.append(Finding(f"{EVENTS}/{name}", text))
+
+
+def _is_damaged(events: Storage, first: int) -> bool:
+    """Whether a full segment and its index do not fit each other."""
+    with closing(events.open(index_name(first))) as file:
+        content = file.read(0, file.size())
+    try:
+        return content != build_index(events, first)
+    except ValueError:
+        return True
+
+
+def _is_only_index(events: Storage, first: int) -> bool:
+    """Of those that do not fit: whether the records are good, and the index is none."""
+    with closing(events.open(index_name(first))) as file:
+        is_index = decode_index(file.read(0, file.size())) is not None
+    with closing(events.open(segment_name(first))) as file:
+        size = file.size()
+    return not is_index and _events_end(events, first) == size
 
 
 def _look_at_marker(commands: Storage, found: Diagnosis) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from itertools import pairwise
 from typing import Final
 from zlib import crc32
 
@@ -40,49 +41,49 @@ WALKS_MAX: Final = 8
 """Segments without a good index that are read whole in its place, some tenths of a second each."""
 
 
-def events_reach(storage: Storage, head: SnapshotHead) -> bool:
+def events_reach(storage: Storage, head: SnapshotHead, *, since: int = 1) -> bool:
     """Whether events/ have everything up to a snapshot, without a gap: the segments before by their
-    indexes, its own by the checksum. Raises JournalFailed.
+    indexes, its own by the checksum. Segments before `since`, the first sequence of one, were
+    proven earlier and are not looked at. Raises JournalFailed.
 
     Where the venue has not indexed a full segment yet, they do not; a moment later they do.
     """
-    return find_unindexed(storage, head, may_lack=False) is not None
+    return find_unindexed(storage, head, may_lack=False, since=since) is not None
 
 
 def find_unindexed(
-    storage: Storage, head: SnapshotHead, *, may_lack: bool = True
+    storage: Storage, head: SnapshotHead, *, may_lack: bool = True, since: int = 1
 ) -> list[int] | None:
     """First sequences of the segments before a snapshot whose index is damaged or, if that may be,
     missing, and whose records were all found to be good; None: events/ do not reach the snapshot.
     Raises JournalFailed."""
     try:
-        return _find_unindexed(storage, head, may_lack)
+        return _find_unindexed(storage, head, may_lack, since)
     except OSError as error:
         raise JournalFailed("look at events/", error) from error
 
 
-def _find_unindexed(storage: Storage, head: SnapshotHead, may_lack: bool) -> list[int] | None:
+def _find_unindexed(
+    storage: Storage, head: SnapshotHead, may_lack: bool, since: int
+) -> list[int] | None:
     names = set(storage.names())
-    before = _segments_before(names, head.events_segment)
+    firsts = [*_segments_before(names, head.events_segment), head.events_segment]
     unindexed: list[int] = []
-    sequence = 0
-    for count_after, first in zip(reversed(range(len(before))), before, strict=True):
-        if first != sequence + 1:
-            return None
-        look = _last_by_index if count_after < WHOLE_INDEXES else _last_by_head
-        sequence = look(storage, first, head.events_segment_size)
-        if not sequence:
-            is_allowed = may_lack or index_name(first) in names
-            if not is_allowed or len(unindexed) == WALKS_MAX:
-                return None
-            sequence = _last_by_records(storage, first, head.events_segment_size)
-            unindexed.append(first)
-        if not sequence:
-            return None
-    is_there = segment_name(head.events_segment) in names
-    if head.events_segment != sequence + 1 or not is_there or not _is_own(storage, head):
+    if firsts[0] != 1 or segment_name(firsts[-1]) not in names:
         return None
-    return unindexed
+    for place, (first, following) in enumerate(pairwise(firsts), 1):
+        is_near = len(firsts) - place <= WHOLE_INDEXES
+        look = _last_by_index if is_near else _last_by_head
+        is_proven = first < since
+        if is_proven or look(storage, first, head.events_segment_size) == following - 1:
+            continue
+        is_allowed = may_lack or index_name(first) in names
+        if not is_allowed or len(unindexed) == WALKS_MAX:
+            return None
+        if _last_by_records(storage, first, head.events_segment_size) != following - 1:
+            return None
+        unindexed.append(first)
+    return unindexed if _is_own(storage, head) else None
 
 
 def _is_own(storage: Storage, head: SnapshotHead) -> bool:

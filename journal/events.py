@@ -280,9 +280,6 @@ class EventLog:
             if has_index and not (is_full and segment.is_proven):
                 self._storage.remove(index_name(segment.first_sequence))
             segment.put_in_place()
-        for first in self._unindexed:
-            if INDEX_SUFFIX in self._known[first]:
-                self._storage.remove(index_name(first))
         self._storage.sync_folder()
         full = [one.first_sequence for one in self._passed if not one.is_proven]
         for first in (*self._unindexed, *full):
@@ -320,8 +317,9 @@ class EventLog:
         self._position = EventPosition(header.last_sequence, self._position.segment, end)
 
     def _begin_segment(self, first_sequence: int) -> None:
-        if self._file is not None:
-            self._sealer.add(self._position.segment, self._file)
+        full, self._file = self._file, None
+        if full is not None:
+            self._sealer.add(self._position.segment, full)
         self._file = self._storage.create(segment_name(first_sequence))
         self._file.write(0, encode_segment_header(first_sequence, self._segment_size))
         sequence = self._position.sequence

@@ -114,6 +114,9 @@ class Diagnosis:
     """In the order in which they are to be done, and before manifest and `archived`."""
     later_actions: list[Cut | SetAside] = field(default_factory=list)
     """After these: whatever has seen more goes last."""
+    event_actions: list[SetAside] = field(default_factory=list)
+    """Damaged files of events/ that a start would trust; it makes anew what is not there. In the
+    order in which they are to be taken out."""
     strangers: list[SnapshotHead] = field(default_factory=list)
     """Snapshots whose record should be in what was read, and is not."""
     is_lossy: bool = False
@@ -125,7 +128,13 @@ class Diagnosis:
 
     @property
     def is_sound(self) -> bool:
+        """Whether a venue starts."""
         return not self.findings
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there is nothing to repair."""
+        return self.is_sound and not self.event_actions
 
     @property
     def lost_to(self) -> int:

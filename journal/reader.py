@@ -39,7 +39,7 @@ from journal.segment import (
     read_header,
 )
 from journal.snapshot import SnapshotHead
-from journal.storage import TEMPORARY_SUFFIX, File, Storage
+from journal.storage import LOCK_NAME, TEMPORARY_SUFFIX, File, Storage
 from journal.tail import Tail, judge_tail
 
 UNSEALED_COUNT_MAX: Final = 2  # The one that takes records, and the one that is being sealed.
@@ -56,6 +56,7 @@ class Folder:
     archived: Archived
     minimum_term: int  # of the next start
     leftovers: tuple[str, ...]  # to be removed at start
+    is_kept_apart: bool  # with `archived`, and without what a venue leaves in its folder
 
     @property
     def unsealed_names(self) -> tuple[str, ...]:
@@ -63,8 +64,10 @@ class Folder:
 
     @property
     def is_archive(self) -> bool:
-        """Whether this is where the first segments were archived to: nothing is open here."""
-        return 0 < self.archived.segment == len(self.sealed) and not self.unsealed_names
+        """Whether this is where the first segments were archived to: nothing is open here. An
+        archiving that was cut off may not have said so of the last segment yet."""
+        is_counted = len(self.sealed) - 1 <= self.archived.segment <= len(self.sealed)
+        return bool(self.is_kept_apart and self.sealed and is_counted and not self.unsealed_names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +114,36 @@ def survey(storage: Storage) -> Folder:
         leftovers=tuple(
             name for name in every if name.endswith((TEMPORARY_SUFFIX, PREPARED_SUFFIX))
         ),
+        is_kept_apart=is_archive(storage),
     )
     _check_folder(folder)
     return folder
+
+
+def is_only_archive(storage: Storage) -> bool:
+    """Whether a folder is an archive, and cannot be that of a venue: no segment is behind those
+    that its manifest lists. Raises OSError."""
+    if not is_archive(storage):
+        return False
+    try:
+        count = len(decode_manifest(read_text(storage, MANIFEST_NAME)))
+    except (JournalDamaged, FileNotFoundError):
+        return True
+    # Names begin with the number.
+    behind = f"{count + 1:020}"
+    return not any(name.endswith(SEGMENT_SUFFIX) and name >= behind for name in storage.names())
+
+
+def is_archive(storage: Storage) -> bool:
+    """Whether a folder has what an archive has, and nothing that only a venue leaves there; what
+    the files say is not looked at. Raises OSError."""
+    names = storage.names()
+    is_used = LOCK_NAME in names or MARKER_NAME in names
+    return (
+        ARCHIVED_NAME in names
+        and not is_used
+        and not any(name.endswith(PREPARED_SUFFIX) for name in names)
+    )
 
 
 def _present(every: list[str], archived_count: int) -> tuple[str, ...]:
@@ -309,8 +339,9 @@ class JournalReader:
                 why = f"hash of the record with sequence {marker.sequence} differs"
             raise JournalDamaged(why, file=MARKER_NAME)
         archived = self.folder.archived
-        is_archive_whole = (self.head.sequence, self.head.hash) == archived[1:]
-        if self.folder.is_archive and not is_archive_whole:
+        is_whole = (self.head.sequence, self.head.hash) == archived[1:]
+        is_said = archived.segment == len(self.folder.sealed)
+        if self.folder.is_archive and is_said and not is_whole:
             raise JournalDamaged("the archive ends with another record", file=ARCHIVED_NAME)
         if self.head.sequence < self._floor_sequence:
             name = self.folder.names[-1] if self.folder.names else ""

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from typing import Final
 
-from journal.archive import check_room
+from journal.archive import TERM_STEP, check_room
 from journal.copies import (
     OperationRefused,
     Report,
@@ -35,9 +35,11 @@ from journal.manifest import (
     ARCHIVED_NAME,
     MANIFEST_NAME,
     TERM_NAME,
+    decode_term,
     encode_archived,
     encode_manifest,
     encode_term,
+    read_text,
 )
 from journal.segment import BLOCK_SIZE, hash_file, zeros
 from journal.storage import Storage
@@ -61,7 +63,7 @@ def repair(
     """
     if found.obstacle:
         raise OperationRefused(found.obstacle)
-    assert not found.is_sound, "there is something to repair"
+    assert not found.is_whole, "there is something to repair"
     story = [page]
     with storage_errors("repair"):
         story.extend(_copy_all(folders, found, aside))
@@ -74,17 +76,45 @@ def repair(
             report(line)
         replace_durably(aside, PAGE_NAME, ["".join(story).encode(), b"state: done\n"])
     left = diagnose(folders)
-    assert left.is_sound, f"the journal is whole after a repair: {left.findings}"
+    assert left.is_whole, f"the journal is whole after a repair: {left.findings}"
 
 
-def _copy_all(folders: Folders, found: Diagnosis, aside: Storage) -> Iterator[str]:
-    """Copy what will be changed; a line with the hash of each."""
+def begin_new_term(commands: Storage, found: Diagnosis) -> int:
+    """Make the next start of a sound journal begin another term, and with it another epoch; which.
+
+    For an older copy of a journal: what it lacks was given out before, and only a person knows.
+    It is a multiple of a step that no repair reaches, and a higher one with every call. Raises
+    JournalFailed.
+    """
+    assert found.is_sound, "whether durable records are lost is known otherwise"
+    with storage_errors("begin a new term"):
+        is_noted = TERM_NAME in commands.names()
+        noted = decode_term(read_text(commands, TERM_NAME)) if is_noted else 0
+        term = (max(found.head.term, noted) // TERM_STEP + 1) * TERM_STEP
+        replace_durably(commands, TERM_NAME, [encode_term(term)])
+    return term
+
+
+def copies_size(folders: Folders, found: Diagnosis) -> int:
+    """Bytes of everything that will be changed. Raises JournalFailed."""
+    with storage_errors("read"):
+        return sum(_wanted(folders, found).values())
+
+
+def _wanted(folders: Folders, found: Diagnosis) -> dict[tuple[str, str], int]:
+    """What is copied, by folder and name, and its bytes."""
     wanted: dict[tuple[str, str], int] = {}
-    for action in (*found.segment_actions, *found.later_actions):
+    for action in (*found.segment_actions, *found.later_actions, *found.event_actions):
         wanted[action.folder, action.name] = _size_of(folders.of(action.folder), action.name)
     for name in (MANIFEST_NAME, ARCHIVED_NAME, TERM_NAME):
         if name in folders.commands.names():
             wanted[COMMANDS, name] = _size_of(folders.commands, name)
+    return wanted
+
+
+def _copy_all(folders: Folders, found: Diagnosis, aside: Storage) -> Iterator[str]:
+    """Copy what will be changed; a line with the hash of each."""
+    wanted = _wanted(folders, found)
     check_room(aside, sum(wanted.values()), "what will be cut or moved")
     cuts = [action.size for action in found.segment_actions if isinstance(action, Cut)]
     check_room(folders.commands, max(cuts, default=0), "what is kept")
@@ -113,7 +143,7 @@ def _change_all(folders: Folders, found: Diagnosis) -> Iterator[str]:
     if found.is_archived_new:
         replace_durably(commands, ARCHIVED_NAME, [encode_archived(found.archived)])
         yield f"{COMMANDS}/{ARCHIVED_NAME}: made anew, segments 1 to {found.archived.segment}"
-    for action in found.later_actions:
+    for action in (*found.later_actions, *found.event_actions):
         yield _act(folders, action)
 
 

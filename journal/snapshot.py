@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing, suppress
 from hashlib import blake2b
 from typing import Final, NamedTuple
@@ -229,10 +229,11 @@ class SnapshotFolder:
                 self._storage.remove(aside)
             raise
 
-    def prune(self, keep: int) -> list[str]:
-        """Remove what is older than the newest `keep`; the names. Raises OSError."""
+    def prune(self, keep: int, unusable: Collection[str] = ()) -> list[str]:
+        """Remove what is older than the newest `keep`, of which none has a name in `unusable`; the
+        names. Raises OSError."""
         assert keep >= KEPT_MIN, f"{keep} snapshots are too few"
-        kept = [head.name for head in self.heads()[:keep]]
+        kept = [head.name for head in self.heads() if head.name not in unusable][:keep]
         old = [name for name in self._names() if len(kept) == keep and name < kept[-1]]
         for name in old:
             self._storage.remove(name)

@@ -36,7 +36,7 @@ from journal.manifest import (
     decode_marker,
     read_text,
 )
-from journal.reader import UNSEALED_COUNT_MAX
+from journal.reader import UNSEALED_COUNT_MAX, is_only_archive
 from journal.record import (
     HEADER_SIZE,
     RECORD_SIZE_MAX,
@@ -124,10 +124,10 @@ class Walk:
         except JournalDamaged as error:
             found.find(f"{COMMANDS}/{ARCHIVED_NAME}", error.defect)
             found.is_archived_new = True
-        last = found.archived.segment
-        if last and last == len(found.lines) and last in self._names and last == max(self._names):
+        if is_only_archive(self._storage):
             raise OperationRefused(
-                "this is an archive: what is damaged in it can only come from a copy of it"
+                "this is an archive: the next `exchange journal archive` or `restore` mends its "
+                "manifest; a damaged segment can only come from another copy of it"
             )
 
     def _find_beginning(self) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from zlib import crc32
 
-from journal import EventLog, Journal, SnapshotFolder, SnapshotHead, events_reach, run_inline
+from journal import EventLog, Journal, SnapshotFolder, SnapshotHead, run_inline
+from journal.event_proof import find_unindexed
 from journal.findings import Folders
 from journal.memory import MemoryStorage
 from journal.record import BuiltRecord, Head
@@ -129,7 +130,7 @@ def start(disk: Disk, batches: Sequence[Batch]) -> tuple[Head, int]:
     `batches` are the history, of which the journal has the beginning.
     """
     heads = SnapshotFolder(disk.snapshots).heads()
-    base = next((head for head in heads if events_reach(disk.events, head)), None)
+    base = next((head for head in heads if find_unindexed(disk.events, head) is not None), None)
     journal = Journal.open(
         disk.commands,
         start=base,
@@ -142,7 +143,7 @@ def start(disk: Disk, batches: Sequence[Batch]) -> tuple[Head, int]:
         log = EventLog.open(disk.events, segment_size=EVENTS_SEGMENT_SIZE, execute=run_inline)
         try:
             if base is not None:
-                log.begin_behind(base)
+                assert log.begin_behind(base)
             for batch in batches:
                 if log.position.sequence < batch.last_sequence <= journal.head.sequence:
                     log.check(*batch)

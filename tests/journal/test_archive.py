@@ -11,10 +11,11 @@ from journal import Journal, JournalDamaged, JournalFailed, SnapshotHead, run_in
 from journal.archive import archivable_count, archive_segments, restore_segments
 from journal.copies import OperationRefused
 from journal.faulty import Fault, FaultyStorage
-from journal.manifest import ARCHIVED_NAME, MANIFEST_NAME, TERM_NAME, decode_term
+from journal.manifest import ARCHIVED_NAME, MANIFEST_NAME, TERM_NAME, decode_term, encode_term
 from journal.memory import MemoryStorage, PowerLoss
+from journal.reader import survey
 from journal.record import NO_HASH
-from journal.storage import Storage
+from journal.storage import Storage, write_durably
 from tests.journal.life import append, noise, read, start
 
 SEGMENT_SIZE = 2560  # Four sectors for records.
@@ -102,8 +103,9 @@ def test_another_archive_is_refused() -> None:
         archive_segments(append_other, archive, 1, quiet)
     with pytest.raises(OperationRefused, match="segment 1 of the archive is another one"):
         restore_segments(archive, append_other, quiet)
-    with pytest.raises(OperationRefused, match="not an archive"):
+    with pytest.raises(OperationRefused, match="is no archive"):
         archive_segments(commands, journal, 3, quiet)
+    assert not other.names(), "a folder that is refused stays as it was"
     with pytest.raises(OperationRefused, match="no archive"):
         restore_segments(MemoryStorage(), commands, quiet)
 
@@ -151,6 +153,97 @@ def test_restore_replaces_what_is_damaged_and_keeps_it() -> None:
     assert found == expected
 
 
+def test_what_is_here_stays_when_the_archive_is_damaged_too() -> None:
+    """The segments around it come back all the same."""
+    commands, archive = made(), MemoryStorage()
+    expected = commands.images()
+    names = segment_names(commands)
+    archive_segments(commands, archive, 4, quiet)
+    archive.flip(names[1], 8 * 1500)
+    damaged = noise(2560)
+    commands = MemoryStorage({**commands.images(), names[1]: damaged})
+    lines: list[str] = []
+    assert restore_segments(archive, commands, lines.append).segment_count == 3
+    assert "segment 2: damaged in the archive; what is here stays as it is" in lines
+    found = commands.images()
+    assert (found[names[1]], found[names[0]]) == (damaged, expected[names[0]])
+    assert not any(name.startswith("replaced-") for name in found)
+    assert ARCHIVED_NAME not in found
+
+    commands = made()
+    archive_segments(commands, MemoryStorage(), 4, quiet)
+    restore_segments(archive, commands, quiet)
+    assert names[1] not in commands.names()
+    assert ARCHIVED_NAME in commands.names(), "what is missing counts as archived"
+
+
+def test_an_older_copy_of_the_journal_is_refused() -> None:
+    """Its open segment lacks records that the archive has."""
+    commands, archive = MemoryStorage(), MemoryStorage()
+    journal = live(commands, 6, is_stopped=False)
+    older = MemoryStorage(commands.images())
+    for step in range(8):
+        append(journal, noise(400 + step))
+    journal.stop()
+    archive_segments(commands, archive, 4, quiet)
+    before = older.images()
+    with pytest.raises(OperationRefused, match="older than the archive, which goes on to sequence"):
+        restore_segments(archive, older, quiet)
+    assert older.images() == before
+
+
+@pytest.mark.parametrize("name", [MANIFEST_NAME, ARCHIVED_NAME, TERM_NAME])
+@pytest.mark.parametrize("damage", ["flip", "cut", "older"])
+def test_the_small_files_of_an_archive_are_made_anew(name: str, damage: str) -> None:
+    """By the next archiving, and by a restore into a new folder; no segment is ever given up."""
+
+    def spoiled() -> tuple[MemoryStorage, MemoryStorage, dict[str, bytes]]:
+        commands, archive = made(), MemoryStorage()
+        write_durably(commands, TERM_NAME, [encode_term(5)])
+        archive_segments(commands, archive, 3, quiet)
+        older = archive.images()
+        archive_segments(commands, archive, 4, quiet)
+        expected, content = archive.images(), archive.images()[name]
+        changed = {"flip": content[:30] + b"?" + content[31:], "cut": content[:30]}
+        images = {**expected, name: changed.get(damage, older[name])}
+        return commands, MemoryStorage(images), expected
+
+    commands, archive, expected = spoiled()
+    assert archive_segments(commands, archive, 4, quiet) == 0
+    found = archive.images()
+    if name == TERM_NAME:
+        assert decode_term(found.pop(name)) >= decode_term(expected.pop(name))
+    assert found == expected
+    assert verify(archive).segment_count == 4
+
+    commands, archive, expected = spoiled()
+    anew = MemoryStorage()
+    restored = restore_segments(archive, anew, quiet)
+    assert restored.segment_count == 4
+    is_unknown = name == TERM_NAME and damage != "older"
+    assert restored.term == (65536 if is_unknown else 1024)
+    assert restore_segments(archive, commands, quiet).segment_count == 4
+    assert payloads(commands) == payloads(made())
+
+
+def test_an_archive_and_a_journal_are_not_mixed_up() -> None:
+    commands, archive = made(), MemoryStorage()
+    archive_segments(commands, archive, 3, quiet)
+    before = [commands.images(), archive.images()]
+    with pytest.raises(OperationRefused, match="no archive"):
+        restore_segments(commands, archive, quiet)
+    with pytest.raises(OperationRefused, match="is an archive itself"):
+        restore_segments(archive, MemoryStorage(archive.images()), quiet)
+    with pytest.raises(OperationRefused, match="no archive"):
+        archive_segments(made(), commands, 3, quiet)
+    with pytest.raises(JournalDamaged):
+        read(archive)
+    assert [commands.images(), archive.images()] == before
+    touched = MemoryStorage({**archive.images(), "lock": b""})
+    with pytest.raises(OperationRefused, match="remove `lock` from it"):
+        restore_segments(touched, commands, quiet)
+
+
 def test_restore_says_what_the_archive_has_not() -> None:
     commands, archive = made(), MemoryStorage()
     names = segment_names(commands)
@@ -172,21 +265,31 @@ def test_a_journal_is_made_anew_in_a_new_term() -> None:
     found = MemoryStorage()
     restored = restore_segments(archive, found, quiet)
     assert restored.head is not None
-    assert (restored.segment_count, restored.head.term, restored.term) == (4, 1, 2)
+    assert (restored.segment_count, restored.head.term, restored.term) == (4, 1, 1024)
     assert verify(found).last_sequence == restored.head.sequence
     begun = payloads(found)
     assert begun == all_payloads[: len(begun)]
     assert begun
     journal = Journal.open(found, segment_size=SEGMENT_SIZE, prepare=run_inline)
     assert len(list(journal.records())) == len(begun)
-    assert journal.minimum_term == 2
+    assert journal.minimum_term == 1024
     journal.start(journal.minimum_term)
     append(journal, b"goes on")
     journal.stop()
     assert payloads(found) == [*begun, b"goes on"]
     # A second disaster before anything else was archived: never the same term.
-    assert restore_segments(archive, MemoryStorage(), quiet).term == 3
-    assert decode_term(archive.images()[TERM_NAME]) == 3
+    assert restore_segments(archive, MemoryStorage(), quiet).term == 2048
+    assert decode_term(archive.images()[TERM_NAME]) == 2048
+
+
+def test_the_archive_knows_the_terms_that_a_repair_has_begun() -> None:
+    commands, archive = made(), MemoryStorage()
+    archive_segments(commands, archive, 2, quiet)
+    assert TERM_NAME not in archive.names()
+    write_durably(commands, TERM_NAME, [encode_term(1500)])
+    assert archive_segments(commands, archive, 2, quiet) == 0
+    assert decode_term(archive.images()[TERM_NAME]) == 1500
+    assert restore_segments(archive, MemoryStorage(), quiet).term == 2048
 
 
 def test_a_journal_without_a_manifest_is_not_overwritten() -> None:
@@ -241,6 +344,9 @@ def test_crash_at_every_step_of_an_archiving(is_applied: bool) -> None:
             commands.crash(dice, losses[seed])
             archive.crash(dice, losses[seed])
             place = f"operation {at}, seed {seed}"
+            if MANIFEST_NAME in archive.names():
+                assert verify(archive).end == "clean", place
+            survey(commands)  # A venue may start now, from a snapshot.
             both = {*segment_names(commands), *segment_names(archive)}
             assert both == {name for name in expected if name.endswith(".segment")}, place
             if seed:

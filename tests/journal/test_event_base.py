@@ -19,6 +19,7 @@ from journal import (
     run_inline,
 )
 from journal.event_format import encode_segment_header
+from journal.event_proof import find_unindexed
 from journal.faulty import Fault, FaultyStorage, Kind
 from journal.memory import MemoryStorage
 from tests.journal.event_life import SEGMENT_SIZE, images_of, other_history, run
@@ -41,7 +42,7 @@ def start_behind(storage: MemoryStorage | FaultyStorage, base: int) -> EventLog:
     """Check what is behind this record, start."""
     head = VENUE.heads[base]
     log = EventLog.open(storage, segment_size=SEGMENT_SIZE, execute=run_inline)
-    log.begin_behind(head)
+    assert log.begin_behind(head)
     assert log.position == (head.sequence, head.events_segment, head.events_offset)
     try:
         for batch in VENUE.batches[base + 1 :]:
@@ -66,13 +67,29 @@ def test_whole_log_stays_as_it_is() -> None:
 
 
 def test_nothing_before_the_base_is_read_again() -> None:
-    """The index of a segment is read once by each of the two, its records by none."""
+    """Of a segment the header and the index, its records never."""
     disk = FaultyStorage(MemoryStorage(VENUE.events))
     assert events_reach(disk, VENUE.heads[-1])
-    assert disk.counts["read"] == 2 * (len(SEGMENTS) - 1) + 2
+    proof = 2 * (len(SEGMENTS) - 1) + 2
+    assert disk.counts["read"] == proof
     disk.counts.clear()
     start_behind(disk, len(VENUE.heads) - 1).stop()
-    assert disk.counts["read"] <= 6
+    assert disk.counts["read"] <= proof + 6
+
+
+def test_what_was_proven_is_not_looked_at_again() -> None:
+    """Of the log before it the names alone are needed; what is behind it is proven as ever."""
+    head = VENUE.heads[-1]
+    firsts = [int(name.split(".")[0]) for name in SEGMENTS]
+    for count, since in enumerate(firsts):
+        disk = FaultyStorage(MemoryStorage(VENUE.events))
+        assert events_reach(disk, head, since=since)
+        assert disk.counts["read"] == 2 * (len(SEGMENTS) - 1 - count) + 2
+        for place, name in enumerate(SEGMENTS[:-1]):
+            images = dict(VENUE.events)
+            del images[name.replace(".events", ".index")]
+            is_needed = place >= count
+            assert events_reach(MemoryStorage(images), head, since=since) is not is_needed
 
 
 def test_a_log_that_ends_elsewhere_behind_the_base_is_mended() -> None:
@@ -122,7 +139,7 @@ def test_one_record_ahead_of_the_journal_is_refused() -> None:
     for count in range(2, 60):
         storage = MemoryStorage(images_of(VENUE.batches[:count]))
         log = EventLog.open(storage, segment_size=SEGMENT_SIZE, execute=run_inline)
-        log.begin_behind(VENUE.heads[count - 2])
+        assert log.begin_behind(VENUE.heads[count - 2])
         with pytest.raises(JournalDamaged, match="the journal ends at sequence"):
             log.start(VENUE.heads[count - 2].sequence)
         log.close()
@@ -138,7 +155,7 @@ def test_an_index_without_a_segment_is_removed() -> None:
 
 
 def test_damage_before_the_base_is_not_reached() -> None:
-    """Every flip and every length of its own segment; of those before a flip in header or index."""
+    """Every flip and every length of its own segment; of those before a flip in the header."""
     for base in BASES:
         head = VENUE.heads[base]
         own = segment_of(head)
@@ -150,18 +167,61 @@ def test_damage_before_the_base_is_not_reached() -> None:
             assert not reach({**VENUE.events, own: VENUE.events[own][:size]}, head)
     head = VENUE.heads[-1]
     own = segment_of(head)
-    for name, kept in VENUE.events.items():
-        if name >= own:
-            continue
+    for name in SEGMENTS[:-1]:
+        kept = VENUE.events[name]
+        assert name < own
         assert not reach({**VENUE.events, name: kept[:-1]}, head)
         without = {other: rest for other, rest in VENUE.events.items() if other != name}
         assert not reach(without, head)
-        for bit in range(0, 8 * (len(kept) if name.endswith(".index") else 64), 3):
+        for bit in range(0, 8 * 64, 3):
             flipped = bytearray(kept)
             flipped[bit // 8] ^= 1 << bit % 8
             assert not reach({**VENUE.events, name: bytes(flipped)}, head)
     without = {other: rest for other, rest in VENUE.events.items() if other != own}
     assert not reach(without, head)
+
+
+def unindexed(images: Mapping[str, bytes], head: SnapshotHead) -> list[int] | None:
+    return find_unindexed(MemoryStorage(images), head)
+
+
+def test_a_segment_whose_index_is_no_good_is_read_in_its_place() -> None:
+    """It was synced before it got one. Without any, only a start may take it."""
+    head = VENUE.heads[-1]
+    for name in (name for name in VENUE.events if name.endswith(".index")):
+        first, kept = int(name[:20]), VENUE.events[name]
+        spoiled = [kept[:size] for size in (0, 20, len(kept) - 1)]
+        spoiled += [kept[:at] + bytes([kept[at] ^ 1]) + kept[at + 1 :] for at in range(len(kept))]
+        for content in spoiled:
+            images = {**VENUE.events, name: content}
+            assert unindexed(images, head) == [first]
+            assert reach(images, head)
+        without = {other: rest for other, rest in VENUE.events.items() if other != name}
+        assert unindexed(without, head) == [first]
+        assert not reach(without, head)
+        segment = name.replace(".index", ".events")
+        for at in (-1, 64 + 20, len(VENUE.events[segment]) // 2):
+            broken = bytearray(VENUE.events[segment])
+            broken[at] ^= 1
+            found = unindexed({**without, segment: bytes(broken)}, head)
+            assert found is None or at > 64, "damage in a payload or a header"
+        for tail in (b"x", bytes(32)):
+            assert unindexed({**without, segment: VENUE.events[segment] + tail}, head) is None
+        storage = MemoryStorage({**VENUE.events, name: b"damaged"})
+        start_behind(storage, len(VENUE.heads) - 1).stop()
+        assert storage.images() == VENUE.events
+
+
+def test_segments_without_an_index_that_are_read_have_a_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(event_proof, "WALKS_MAX", 2)
+    head = VENUE.heads[-1]
+    names = [name for name in VENUE.events if name.endswith(".index")]
+    for count, expected in ((2, 2), (3, None)):
+        images = {**VENUE.events, **dict.fromkeys(names[:count], b"")}
+        found = unindexed(images, head)
+        assert (len(found) if found is not None else None) == expected
 
 
 def test_of_segments_far_back_only_the_heads_of_indexes_count(
@@ -180,10 +240,9 @@ def test_of_segments_far_back_only_the_heads_of_indexes_count(
         for place in range(len(kept)):
             flipped = kept[:place] + bytes([kept[place] ^ 8]) + kept[place + 1 :]
             is_seen = name in (near, nearest) or place in checked
-            assert reach({**VENUE.events, name: flipped}, head) is not is_seen, (name, place)
-        assert not reach({**VENUE.events, name: kept[:40]}, head)
-        without = {other: rest for other, rest in VENUE.events.items() if other != name}
-        assert not reach(without, head)
+            expected = [int(name[:20])] if is_seen else []
+            assert unindexed({**VENUE.events, name: flipped}, head) == expected, (name, place)
+        assert unindexed({**VENUE.events, name: kept[:40]}, head) == [int(name[:20])]
     for name in SEGMENTS[:-1]:
         assert not reach({**VENUE.events, name: VENUE.events[name][:-1]}, head)
 

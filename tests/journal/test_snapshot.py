@@ -289,6 +289,15 @@ def test_bad_files_do_not_count_as_kept() -> None:
     assert storage.names() == [head.name for head in heads[2:]]
 
 
+def test_those_that_nobody_can_use_do_not_count_as_kept() -> None:
+    storage = folder_with(*VENUE.heads[:6])
+    names = storage.names()
+    folder = SnapshotFolder(storage)
+    assert folder.prune(2, {names[5], names[4], names[1]}) == [names[1], names[0]]
+    assert storage.names() == names[2:]
+    assert folder.prune(2, names[3:]) == [], "the one that is good, and no second"
+
+
 def make_next(storage: FaultyStorage) -> None:
     """What a maker does, from its start to its end."""
     folder = SnapshotFolder(storage)

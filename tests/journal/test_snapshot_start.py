@@ -342,7 +342,7 @@ def test_an_archive_is_read_but_takes_no_records() -> None:
     # A venue whose last segment is lost, everything before being archived, is none.
     images = without(len(SEALED), archived_up_to(len(SEALED)))
     del images[SEGMENTS[-1]]
-    assert refused(images, VENUE.heads[-1]).file == "archived"
+    assert refused(images, VENUE.heads[-1]).file == "manifest"
 
 
 def test_what_was_not_archived_is_read_and_compared_with_events() -> None:
