@@ -19,6 +19,7 @@ from exchange.clock import Clock
 from exchange.config import ThrottleSettings
 from exchange.core.engine import RULES_VERSION, Engine
 from exchange.core.replay import (
+    EXIT_DIFFERENT,
     EXIT_OTHER_RULES,
     ReplayError,
     RestoreError,
@@ -125,23 +126,33 @@ def recover(surroundings: Surroundings) -> Recovered:
         surroundings.log.error("snapshot_passed_over", file=name, reason=defect)
     # It has been made of durable records: the journal may not end below it.
     floor_sequence = heads[0].sequence if heads else 0
-    # What stops the venue when the records before the snapshots are not here.
+    # What stops the venue where the records before the snapshots are not here.
     stopped: ReplayError | None = None
     if heads and heads[0].rules_version != RULES_VERSION:
         text = f"the newest snapshot has rules {heads[0].rules_version}, this build {RULES_VERSION}"
-        stopped = ReplayError(EXIT_OTHER_RULES, text)
-    for head in (*heads, None):
+        stopped = ReplayError(EXIT_OTHER_RULES, text, heads[0].sequence)
+    for head in heads:
         try:
             return _recover(surroundings, folder, head, floor_sequence, start_ns)
-        except (_UnusableError, ReplayError, JournalDamaged) as error:
-            is_archived = isinstance(error, JournalDamaged) and error.file == ARCHIVED_NAME
-            if isinstance(error, JournalDamaged) and not is_archived:
+        except _UnusableError as error:
+            reason = str(error)
+        except ReplayError as error:
+            # Two proven states that fail on one record are right, and so is the record.
+            is_same = stopped is not None and stopped.first_sequence == error.first_sequence
+            if is_same or error.exit_code != EXIT_DIFFERENT:
                 raise
-            if head is None:
-                raise (stopped if is_archived and stopped is not None else error) from None
-            surroundings.log.error("snapshot_passed_over", file=head.name, reason=str(error))
-            stopped = error if isinstance(error, ReplayError) else stopped
-    raise AssertionError("the last try is that from the first record")
+            stopped, reason = error, str(error)
+        except JournalDamaged as error:
+            if error.file != ARCHIVED_NAME:
+                raise
+            reason = str(error)
+        surroundings.log.error("snapshot_passed_over", file=head.name, reason=reason)
+    try:
+        return _recover(surroundings, folder, None, floor_sequence, start_ns)
+    except JournalDamaged as error:
+        if error.file == ARCHIVED_NAME and stopped is not None:
+            raise stopped from None
+        raise
 
 
 def _recover(

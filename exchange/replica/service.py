@@ -12,10 +12,9 @@ from typing import Any, Final
 from exchange.config import SnapshotSettings
 from exchange.replica.limits import PROGRESS_S, SLICE_SIZE
 from exchange.replica.replica import Replica
-from exchange.replica.snapshotter import Snapshotter, restore_newest
+from exchange.replica.snapshotter import Snapshotter
 from exchange.replica.source import CommandSource, LocalSource
 from exchange.replica.surroundings import Surroundings
-from journal import SnapshotFolder
 
 __all__ = ["ReplicaService"]
 
@@ -40,6 +39,7 @@ class ReplicaService:
         self._loop = loop
         self._step: asyncio.Future[Any] | None = None
         self._progress_ns = 0
+        self._start_count = 0
         surroundings.snapshots.lock()
         try:
             self._begin(settings)
@@ -49,10 +49,10 @@ class ReplicaService:
 
     def _begin(self, settings: SnapshotSettings) -> None:
         around = self._surroundings
-        found = restore_newest(SnapshotFolder(around.snapshots), self.log)
+        self.snapshotter = Snapshotter(around, settings)
+        found = self.snapshotter.restore_newest()
         head, engine = found if found is not None else (None, None)
         self.replica = Replica(around.event_segment_size, head, engine)
-        self.snapshotter = Snapshotter(around, settings)
         self.snapshotter.begin(self.replica, head)
         self.source: CommandSource = LocalSource(around.commands, around.connect, self.log, head)
         self.log.info("replica_started", sequence=self.replica.sequence)
@@ -102,6 +102,7 @@ class ReplicaService:
                     self.caught_up.set_result(None)
             due_in_ns = self._due_in_ns()
             if due_in_ns == 0:
+                self._note_starts()
                 await self.snapshotter.make(self.replica, self.source.at, self._execute)
             elif records:
                 self._say_progress()
@@ -116,6 +117,11 @@ class ReplicaService:
         if until is None or until.sequence < self.replica.sequence:
             return None
         return self.snapshotter.due_in_ns(self.replica)
+
+    def _note_starts(self) -> None:
+        if self._start_count != self.source.start_count:
+            self._start_count = self.source.start_count
+            self.snapshotter.look_again()
 
     async def _wait(self, due_in_ns: int | None) -> None:
         """Wait for news, at most until a snapshot is due."""

@@ -17,7 +17,6 @@ from typing import Any, Final
 from exchange.config import SnapshotSettings
 from exchange.core.engine import RULES_VERSION, Engine
 from exchange.core.replay import RestoreError, restore_engine
-from exchange.logs import Log
 from exchange.replica.limits import EVENTS_LOOKS_MAX, EVENTS_PAUSE_S, PAUSE_FACTOR
 from exchange.replica.replica import Replica
 from exchange.replica.surroundings import Surroundings
@@ -34,7 +33,7 @@ from journal import (
 )
 from journal.event_format import segment_name
 
-__all__ = ["Execute", "Made", "Snapshotter", "restore_newest"]
+__all__ = ["Execute", "Made", "Snapshotter"]
 
 NANOSECONDS_PER_SECOND: Final = 1_000_000_000
 
@@ -64,12 +63,14 @@ class Snapshotter:
         self.failure_count = 0
         self.kept_count = 0
         self.bad_count = 0
-        """Files in the folder that are no snapshots: damaged, or of another build."""
+        """Files in the folder that no start can use: damaged, or of another build."""
         self._folder = SnapshotFolder(surroundings.snapshots)
         self._surroundings = surroundings
         self._settings = settings
         self._clock = surroundings.clock
         self._log = surroundings.log
+        self._unusable: set[str] = set()  # names of snapshots that do not restore
+        self._proven_segment = 1  # of events/: those before it need not be looked at again
         # As of the last attempt, or of the start.
         self._sequence = 0
         self._record_size = 0
@@ -77,12 +78,28 @@ class Snapshotter:
         self._pause_end_ns = self._ended_ns
         self._made_ns = self._ended_ns
 
+    def restore_newest(self) -> tuple[SnapshotHead, Engine] | None:
+        """The newest snapshot that this build can use, None when there is none. Raises OSError."""
+        for head in self._folder.heads():
+            try:
+                if head.events_segment_size != self._surroundings.event_segment_size:
+                    raise RestoreError("its events/ have segments of another size")
+                return head, restore_engine(head, self._folder.read(head))
+            except (SnapshotDamaged, RestoreError) as error:
+                self._unusable.add(head.name)
+                self._log.error("snapshot_passed_over", file=head.name, reason=str(error))
+        return None
+
     def begin(self, replica: Replica, head: SnapshotHead | None) -> None:
         """Count from here: the replica goes on from this snapshot. Raises OSError."""
         self._folder.remove_leftovers()
         self._look()
         self.newest = Made(head) if head is not None else None
         self._sequence, self._record_size = replica.sequence, replica.record_size
+
+    def look_again(self) -> None:
+        """The venue has started anew, and may have written events/ anew."""
+        self._proven_segment = 1
 
     def due_in_ns(self, replica: Replica) -> int | None:
         """How long until the next one is due, 0: now; None: never, as there is nothing new."""
@@ -114,6 +131,7 @@ class Snapshotter:
             self._log.error("snapshot_failed", sequence=replica.sequence, reason=str(error))
         else:
             self.made_count += 1
+            self._unusable.discard(head.name)
             total_ns = self._clock.monotonic_ns() - start_ns
             self.newest = Made(head, total_ns)
             self._made_ns = self._clock.monotonic_ns()
@@ -160,22 +178,26 @@ class Snapshotter:
         """Have events/ reach the snapshot, durably. Raises NotMadeError, JournalError,
         OSError."""
         await execute(lambda: sync_events(self._surroundings.events, head.events_segment))
+        look = partial(events_reach, self._surroundings.events, head, since=self._proven_segment)
         for _ in range(EVENTS_LOOKS_MAX):
-            if await execute(lambda: events_reach(self._surroundings.events, head)):
+            if await execute(look):
+                self._proven_segment = head.events_segment
                 return
             await asyncio.sleep(EVENTS_PAUSE_S)
         raise NotMadeError("events/ has not what the journal caused")
 
     async def _prune(self, execute: Execute) -> None:
         try:
-            await execute(lambda: self._folder.prune(self._settings.keep))
+            await execute(partial(self._folder.prune, self._settings.keep, self._unusable))
             await execute(self._look)
         except OSError as error:
             self._log.error("snapshots_not_removed", reason=str(error))
 
     def _look(self) -> None:
-        self.kept_count = len(self._folder.heads())
-        self.bad_count = len(self._folder.bad)
+        names = {head.name for head in self._folder.heads()}
+        self._unusable &= names
+        self.kept_count = len(names - self._unusable)
+        self.bad_count = len(self._folder.bad) + len(self._unusable)
 
 
 def head_of(replica: Replica, at: CommandsState, image: bytes) -> SnapshotHead:
@@ -201,16 +223,6 @@ def head_of(replica: Replica, at: CommandsState, image: bytes) -> SnapshotHead:
         image_size=len(image),
         image_hash=hash_image(image),
     )
-
-
-def restore_newest(folder: SnapshotFolder, log: Log) -> tuple[SnapshotHead, Engine] | None:
-    """The newest snapshot that this build can use, None when there is none. Raises OSError."""
-    for head in folder.heads():
-        try:
-            return head, restore_engine(head, folder.read(head))
-        except (SnapshotDamaged, RestoreError) as error:
-            log.error("snapshot_passed_over", file=head.name, reason=str(error))
-    return None
 
 
 def sync_events(events: Storage, segment: int) -> None:

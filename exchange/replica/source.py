@@ -40,6 +40,10 @@ class CommandSource(Protocol):
     def is_connected(self) -> bool:
         """Whether the venue is there."""
 
+    @property
+    def start_count(self) -> int:
+        """How often the venue was met: it may have started in between."""
+
     async def run(self) -> None:
         """Stay connected, for ever. Raises PositionError."""
 
@@ -62,6 +66,7 @@ class LocalSource:
         self, commands: Storage, connect: ConnectPosition, log: Log, start: SnapshotHead | None
     ) -> None:
         self.until: Position | None = None
+        self.start_count = 0
         self._follower = CommandsFollower(commands, start)
         self._client = PositionClient(connect, self._told, log, interval_s=POSITION_INTERVAL_S)
         self._log = log
@@ -108,5 +113,6 @@ class LocalSource:
             self._log.info("venue_connected", sequence=position.sequence, epoch=position.epoch)
             # It may have been started anew, with other files.
             self._follower.look_again()
+            self.start_count += 1
         self.until = position
         self._news.set()

@@ -150,7 +150,8 @@ def fail_behind(sequence: int) -> Any:
 
     def replay(engine: Engine, record: Any) -> bytes:
         if record.first_sequence > sequence:
-            raise ReplayError(Exit.ASSERTION, f"replay differs: {record.first_sequence}")
+            first = record.first_sequence
+            raise ReplayError(Exit.ASSERTION, f"replay differs: {first}", first)
         return replay_record(engine, record)
 
     return replay

@@ -16,6 +16,7 @@ from exchange.replica import service as service_module
 from exchange.replica.failure import ReplicaFailure
 from exchange.replica.limits import SLICE_SIZE
 from exchange.replica.replica import Replica
+from exchange.replica.snapshotter import Snapshotter
 from exchange.replica.source import LocalSource
 from journal import JournalDamaged, JournalHeld, Record, SnapshotFolder, Storage
 from journal.faulty import Fault, FaultyFile, FaultyStorage
@@ -102,18 +103,21 @@ async def test_a_venue_that_comes_back_is_followed_again() -> None:
 
 
 @on_both_loops
-async def test_it_goes_on_from_the_newest_good_snapshot() -> None:
+@pytest.mark.parametrize("is_of_other_rules", [True, False])
+async def test_it_goes_on_from_the_newest_good_snapshot(is_of_other_rules: bool) -> None:
     world = trading_world(4, turns=40)
     for share in (0.2, 0.5, 0.9):
         take_snapshot(world, int(world.engine.sequence * share))
     heads = SnapshotFolder(world.snapshots_disk).heads()
-    for spoil in (None, "image", "header", "rules"):
+    for spoil in (None, "image", "header", "other"):
         newest = heads.pop(0) if spoil is not None else heads[0]
         if spoil in ("image", "header"):
             world.snapshots_disk.flip(newest.name, 8 * (300 if spoil == "image" else 20))
-        if spoil == "rules":
+        if spoil == "other":
             file = world.snapshots_disk.open(newest.name, is_writable=True)
-            other = newest._replace(rules_version=newest.rules_version + 1)
+            other = newest._replace(events_segment_size=7)
+            if is_of_other_rules:
+                other = newest._replace(rules_version=7)
             file.write(0, encode_snapshot_head(other))
         async with Desk.open(world, NEVER) as desk:
             expected = heads[0].sequence if heads else 0
@@ -121,7 +125,40 @@ async def test_it_goes_on_from_the_newest_good_snapshot() -> None:
             await desk.follow()
             assert (desk.service.snapshotter.newest is not None) == bool(heads)
             passed = [line for line in desk.lines if "snapshot_passed_over" in line]
-            assert len(passed) == {None: 0, "image": 1, "header": 1, "rules": 2}[spoil]
+            assert len(passed) == {None: 0, "image": 1, "header": 1, "other": 2}[spoil]
+            bad_count = desk.service.snapshotter.bad_count
+            assert bad_count == {None: 0, "image": 1, "header": 2, "other": 3}[spoil]
+
+
+@on_both_loops
+async def test_what_does_not_restore_is_not_counted_among_the_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two are newer than all that a replica can make at first, and cannot be used: what it makes
+    stays, and they go when there are newer ones."""
+    monkeypatch.setattr(service_module, "SLICE_SIZE", 1)
+    world = trading_world(20, turns=60)
+    last = world.engine.sequence
+    bad = [take_snapshot(world, last - back).name for back in (30, 0)]
+    for name in bad:
+        world.snapshots_disk.flip(name, 8 * 300)
+    snapshotter: Snapshotter
+    async with Desk.open(world, make_snapshot_settings(every_commands=last // 8)) as desk:
+        snapshotter = desk.service.snapshotter
+        assert (snapshotter.kept_count, snapshotter.bad_count) == (0, 2)
+        await until(lambda: snapshotter.kept_count == 2)
+        assert snapshotter.newest is not None
+        assert snapshotter.newest.head.sequence < last - 30
+        assert snapshotter.bad_count == 2
+        assert len(world.snapshots_disk.names()) == 4
+        await desk.follow()
+        monkeypatch.setattr(service_module, "SLICE_SIZE", SLICE_SIZE)
+        for _ in range(2):
+            while world.trade(2) < snapshotter._sequence + last // 8:
+                pass
+            await desk.attempt()
+        assert (snapshotter.kept_count, snapshotter.bad_count) == (2, 0)
+    assert len(check_snapshots(world, world.snapshots_disk)) == 2
 
 
 @on_both_loops

@@ -14,10 +14,10 @@ from exchange.replica.replica import Replica
 from exchange.replica.snapshotter import Snapshotter
 from exchange.replica.surroundings import Surroundings
 from journal import SnapshotFolder, encode_position, read_only
-from journal.event_format import INDEX_SUFFIX
+from journal.event_format import INDEX_SUFFIX, segment_name
 from journal.faulty import Fault, FaultyStorage, Kind
 from journal.memory import MemoryStorage
-from tests.exchange.feed.loops import on_both_loops, until
+from tests.exchange.feed.loops import on_both_loops
 from tests.exchange.node.snapshots import head_at
 from tests.exchange.replica.desk import (
     Desk,
@@ -261,23 +261,42 @@ async def test_what_the_disk_gives_back_is_what_counts() -> None:
 @on_both_loops
 async def test_a_snapshot_that_events_do_not_reach_is_not_made() -> None:
     world = trading_world(7, turns=60)
+    index = next(name for name in world.events_disk.names() if name.endswith(INDEX_SUFFIX))
+    content = world.events_disk.images()[index]
+    world.events_disk.remove(index)
     async with Desk.open(world, ALWAYS) as desk:
-        await desk.follow()
-        await until(lambda: desk.made_count == 1)
-        index = next(name for name in world.events_disk.names() if name.endswith(INDEX_SUFFIX))
-        content = world.events_disk.images()[index]
-        world.events_disk.remove(index)
+        await desk.attempt()
+        assert (desk.made_count, desk.failure_count) == (0, 1)
+        assert "events/ has not what the journal caused" in desk.lines[-1]
+        assert world.snapshots_disk.names() == []
+        world.events_disk.create(index).write(0, content)
         world.trade(2)
         await desk.attempt()
         assert (desk.made_count, desk.failure_count) == (1, 1)
-        assert "events/ has not what the journal caused" in desk.lines[-1]
-        assert len(check_snapshots(world, world.snapshots_disk)) == 1
-        assert not [name for name in world.snapshots_disk.names() if name.endswith(".tmp")]
-        file = world.events_disk.create(index)
-        file.write(0, content)
+        # What was found once is not looked at for every snapshot, until the venue has started.
+        world.events_disk.remove(index)
         world.trade(2)
         await desk.attempt()
         assert (desk.made_count, desk.failure_count) == (2, 1)
+        desk.connections[-1].abort()
+        await desk.connected(2)
+        world.trade(2)
+        await desk.attempt()
+        assert (desk.made_count, desk.failure_count) == (2, 2)
+    assert len(check_snapshots(world, world.snapshots_disk)) == 2
+
+
+@on_both_loops
+async def test_the_end_of_events_is_looked_at_for_every_snapshot() -> None:
+    world = trading_world(12)
+    async with Desk.open(world, ALWAYS) as desk:
+        await desk.attempt()
+        assert desk.made_count == 1
+        world.trade(2)
+        segment = segment_name(world.position.events_segment)
+        world.events_disk.flip(segment, 8 * world.position.events_offset - 100)
+        await desk.attempt()
+        assert (desk.made_count, desk.failure_count) == (1, 1)
 
 
 @on_both_loops
