@@ -1,10 +1,10 @@
 """`exchange bench --replica-cost`: what a venue pays for the replica that makes its snapshots.
 
 A venue works under the load of the standard benchmark without a replica, and with one beside it
-that makes no snapshots, makes them as the configuration of a new venue says, or ten times as often.
-The venue does not know them: it tells a reader its position now and then, and shares the machine's
-disk. So it should use the same processor time an order. The same again at a steady rate, where the
-replica has time for its work even if it has to share a processor with the generator.
+that makes no snapshots, makes them as the configuration of a new venue says, or a hundred times as
+often. The venue does not know them: it tells a reader its position now and then, and shares the
+machine's disk. So it should use the same processor time an order. The same again at a steady rate,
+where the replica has time for its work even if it shares a processor with the generator.
 
 The venue has a processor of its own; replica and generator share the others.
 """
@@ -21,14 +21,16 @@ from typing import Final, NamedTuple
 
 from exchange.config import SnapshotSettings
 from tools.bench_load import Load, measure
+from tools.bench_script import SCRIPT_COUNT
 from tools.bench_servers import BenchVenue, bench_venue
+from tools.errors import ToolError
 from tools.host import disk_folder, machine, place, processor_s
 from tools.venue_process import ReplicaProcess
 from tools.venue_settings import change_settings
 
 __all__ = ["run_replica_cost"]
 
-STEADY_RATE: Final = 100_000
+STEADY_RATE: Final = 50_000
 """Orders a second, of all connections together."""
 
 DEFAULTS: Final = SnapshotSettings()
@@ -49,7 +51,7 @@ KINDS: Final = (
     Kind("none", None),
     Kind("no snapshots", NEVER),
     Kind("as configured", DEFAULTS.every_commands),
-    Kind("ten times as often", DEFAULTS.every_commands // 10),
+    Kind("100 times as often", DEFAULTS.every_commands // 100),
 )
 
 
@@ -114,12 +116,14 @@ def measure_one(
             Load(
                 bench.venue.process_id,
                 lines,
-                shape.in_flight,
+                SCRIPT_COUNT if rate else shape.in_flight,
                 shape.seconds,
                 rate=rate,
                 has_own_processor=False,
             )
         )
+        if not measured.orders:
+            raise ToolError("nothing was answered in time: the machine is too busy")
         after = read_snapshots(replica)
         replica_s = processor_s(replica.process_id) - replica_s if replica else 0.0
     return {

@@ -1,6 +1,13 @@
 """What a tool raises when it cannot go on: one line for a person, and the exit code."""
 
-__all__ = ["HeldError", "ReplayDiffersError", "ToolError", "UsageError", "VenueFailedError"]
+__all__ = [
+    "HeldError",
+    "NoRoomError",
+    "ReplayDiffersError",
+    "ToolError",
+    "UsageError",
+    "VenueFailedError",
+]
 
 
 class ToolError(Exception):
@@ -19,6 +26,12 @@ class HeldError(ToolError):
     """Another process has the folder."""
 
     exit_code = 69
+
+
+class NoRoomError(ToolError):
+    """A disk is too full for what is to be written."""
+
+    exit_code = 74
 
 
 class ReplayDiffersError(ToolError):

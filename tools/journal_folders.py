@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from journal import FolderStorage, JournalHeld
+from journal import FolderStorage, JournalFailed, JournalHeld
 from journal.findings import COMMANDS, EVENTS, SNAPSHOTS, Folders
 from journal.manifest import ARCHIVED_NAME, MANIFEST_NAME
+from journal.reader import is_only_archive
 from journal.segment import SEGMENT_SUFFIX
 from journal.storage import Storage
 from tools.errors import HeldError, UsageError
@@ -28,6 +29,7 @@ __all__ = [
     "DATA_NAME",
     "VenueFolders",
     "commands_folder",
+    "folder_errors",
     "hold",
     "lock_stopped",
     "open_folders",
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 DATA_NAME: Final = "data"
+FEED_NAME: Final = "feed"
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,11 @@ class VenueFolders:
     def snapshots(self) -> Path:
         return self.commands.parent / SNAPSHOTS
 
+    @property
+    def feed(self) -> Path:
+        """Locked by a feed server that runs on this machine."""
+        return self.commands.parent / FEED_NAME
+
 
 def commands_folder(directory: Path) -> Path:
     """The folder with the segments: `directory` itself or below it. Raises UsageError."""
@@ -61,7 +69,10 @@ def commands_folder(directory: Path) -> Path:
             return path
     if not directory.exists():
         raise UsageError(f"{directory}: no such folder")
-    raise UsageError(f"{directory}: no journal here (a folder of `exchange init` has one)")
+    raise UsageError(
+        f"{directory}: no journal here; `exchange init` makes a new one, and `exchange journal "
+        "restore` one of an archive"
+    )
 
 
 @contextmanager
@@ -86,11 +97,29 @@ def open_folders(folders: VenueFolders, commands: Storage) -> Folders:
 
 
 def lock_stopped(storage: Storage, service: str) -> None:
-    """Lock a folder that only one process may have open. Raises HeldError with what to type."""
+    """Lock a folder that only one process may have open. Raises HeldError with what to type, and
+    UsageError for an archive, which is not to get a lock."""
+    if is_only_archive(storage):
+        raise UsageError(
+            "this is an archive: the next `exchange journal archive` or `restore` mends its "
+            "manifest; a damaged segment can only come from another copy of it"
+        )
     try:
         storage.lock()
     except JournalHeld as error:
         raise HeldError(f"{error}; stop it first: systemctl stop {service}") from None
+
+
+@contextmanager
+def folder_errors() -> Iterator[None]:
+    """Turn what the system says into the code of the process: rights are the user's matter (64),
+    everything else is the disk's (74)."""
+    try:
+        yield
+    except PermissionError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}") from None
+    except OSError as error:
+        raise JournalFailed(f"open {error.filename}", error.strerror) from error
 
 
 @contextmanager
@@ -107,7 +136,10 @@ def hold(path: Path) -> Iterator[None]:
 
 
 def refuse_root(path: Path) -> None:
-    """Raises UsageError, with the command to type, for root in a folder of somebody else's."""
+    """Raises UsageError, with the command to type, for root in a folder of somebody else's; of one
+    that is to be made, the nearest above it counts."""
+    while not path.exists():
+        path = path.parent
     owner = path.stat().st_uid
     if os.geteuid() == 0 and owner != 0:
         try:

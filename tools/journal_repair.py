@@ -8,7 +8,6 @@ is what an operator reads, and the list of what is lost, which goes beside the c
 import argparse
 import json
 import struct
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -19,17 +18,20 @@ from typing import Final
 
 import msgspec
 
-from journal import EventReader, FolderStorage, JournalDamaged
+from journal import EventReader, EventRecord, FolderStorage, JournalDamaged, JournalFailed
+from journal.archive import check_room
 from journal.copies import storage_errors
 from journal.damage import diagnose, read_remnants
-from journal.findings import Cut, Diagnosis, SetAside
-from journal.repair import PAGE_NAME, repair
+from journal.findings import Cut, Diagnosis, Folders, SetAside
+from journal.repair import PAGE_NAME, begin_new_term, copies_size, repair
 from journal.storage import Storage
-from tools.entries import Entry, command_entries, event_entries, format_entry
-from tools.errors import UsageError
+from protocol.records import COMMAND_HEAD, EVENT_HEAD
+from tools.entries import command_entries, event_entries, format_entry
+from tools.errors import NoRoomError, UsageError
 from tools.journal_folders import (
     VenueFolders,
     commands_folder,
+    folder_errors,
     hold,
     lock_stopped,
     open_folders,
@@ -46,6 +48,10 @@ PLACES_MAX: Final = 8
 """Findings and proofs of one kind that are shown; a folder may have thousands of segments."""
 SESSIONS_MAX: Final = 20
 NANOSECONDS: Final = 10**9
+LINE_SIZE: Final = 200
+"""Bytes of a line of that list, about."""
+LINES_BETWEEN_WORDS: Final = 500_000
+"""About 20 seconds."""
 
 
 @dataclass
@@ -54,38 +60,45 @@ class Lost:
 
     command_count: int = 0
     event_count: int = 0
-    sessions: Counter[int] = field(default_factory=Counter)
-    """Commands and reports of each that can be read."""
+    sessions: set[int] = field(default_factory=set)
     first_ns: int = 0
     last_ns: int = 0
     defect: str = ""
     """Where reading had to stop."""
 
-    def add(self, entry: Entry) -> None:
-        if entry.session:
-            self.sessions[entry.session] += 1
-        self.first_ns = min(self.first_ns or entry.time_ns, entry.time_ns)
-        self.last_ns = max(self.last_ns, entry.time_ns)
+    def add(self, session: int, time_ns: int) -> None:
+        if session:
+            self.sessions.add(session)
+        self.first_ns = min(self.first_ns or time_ns, time_ns)
+        self.last_ns = max(self.last_ns, time_ns)
+
+    @property
+    def list_size(self) -> int:
+        """About how many bytes the list of it has."""
+        return (self.command_count + self.event_count) * LINE_SIZE
 
 
 def run_repair(arguments: argparse.Namespace) -> int:
     """Say what is wrong; repair it, when the number is given that was said."""
     folders = VenueFolders(commands_folder(arguments.directory))
     refuse_root(folders.commands)
-    with ExitStack() as held:
+    with folder_errors(), ExitStack() as held:
         commands = held.enter_context(closing(FolderStorage(folders.commands)))
         held.enter_context(hold(folders.commands))
         lock_stopped(commands, "exchange")
-        if folders.snapshots.is_dir():
-            snapshots = held.enter_context(closing(FolderStorage(folders.snapshots)))
-            lock_stopped(snapshots, "exchange-replica")
+        for path, service in (
+            (folders.snapshots, "exchange-replica"),
+            (folders.feed, "exchange-feed"),
+        ):
+            if path.is_dir():
+                lock_stopped(held.enter_context(closing(FolderStorage(path))), service)
         opened = open_folders(folders, commands)
         found = diagnose(opened, can_restore)
-        if found.is_sound:
+        if arguments.new_term:
+            return _begin_new_term(commands, found, arguments)
+        if found.is_whole:
             return _say_sound(found, arguments)
-        lost = Lost()
-        for _ in _lost_lines(commands, folders, found, lost):
-            pass
+        lost = _count_lost(commands, folders, found)
         if arguments.keep_to is None:
             return _say_damaged(found, lost, arguments)
         if found.obstacle:
@@ -95,12 +108,23 @@ def run_repair(arguments: argparse.Namespace) -> int:
                 f"--keep-to {arguments.keep_to}: what can be kept ends with sequence "
                 f"{found.head.sequence}; look again without --keep-to"
             )
-        aside = _new_folder(folders.commands.parent)
+        aside = _find_room(folders, opened, found, lost, arguments.copies_to)
         page = "\n".join([_now(), *_story(found, lost), ""])
         print(f"copies go to {aside}")
-        papers = {LOST_NAME: _chunks(_lost_lines(commands, folders, found, Lost()))}
+        papers = {LOST_NAME: _chunks(_lost_lines(commands, folders, found))}
         repair(opened, found, FolderStorage(aside), papers, page, _say)
     _say_repaired(found, aside)
+    return 0
+
+
+def _begin_new_term(commands: Storage, found: Diagnosis, arguments: argparse.Namespace) -> int:
+    """What an older copy of a journal needs. Raises UsageError for a damaged one."""
+    if not found.is_sound:
+        where = arguments.directory
+        raise UsageError(f"it is damaged: first exchange journal repair {where}, then this again")
+    term = begin_new_term(commands, found)
+    print(f"the journal ends with sequence {found.head.sequence}: what came after it is lost")
+    print(f"the next start begins term {term}, so that clients and consumers notice")
     return 0
 
 
@@ -127,7 +151,7 @@ def _say_damaged(found: Diagnosis, lost: Lost, arguments: argparse.Namespace) ->
         print(f"no repair is possible: {found.obstacle}")
         print(f"next: exchange journal restore ARCHIVE {where}, or a copy of commands/")
         return JournalDamaged.exit_code
-    if found.is_lossy:
+    if found.is_lossy or found.is_archived_new:
         print("first: a copy of commands/ that is whole loses less, and so does an archive:")
         print(f"  exchange journal restore ARCHIVE {where} (replaces damaged segments that it has)")
     print(f"then: exchange journal repair {where} --keep-to {found.head.sequence}")
@@ -146,10 +170,11 @@ def _say_repaired(found: Diagnosis, aside: Path) -> None:
 
 def _story(found: Diagnosis, lost: Lost) -> Iterator[str]:
     """What is wrong, what is kept, what is lost, what is done: lines for people."""
-    yield "damaged:"
-    yield from _shortened([f"  {place}: {text}" for place, text in found.findings])
+    if found.findings:
+        yield "damaged:"
+        yield from _shortened([f"  {place}: {text}" for place, text in found.findings])
     if found.notes:
-        yield "also:"
+        yield "also:" if found.findings else "a venue starts from it, but:"
         yield from _shortened([f"  {place}: {text}" for place, text in found.notes])
     first = found.archived.sequence + 1
     yield f"can be kept: sequences {first} to {found.head.sequence}"
@@ -194,7 +219,7 @@ def _plan(found: Diagnosis) -> Iterator[str]:
     if found.is_archived_new:
         texts.append(f"commands/archived: says that 1 to {found.archived.segment} are archived")
     before = [_planned(action) for action in found.segment_actions]
-    after = [_planned(action) for action in found.later_actions]
+    after = [_planned(action) for action in (*found.later_actions, *found.event_actions)]
     yield from chain(before, texts, after)
 
 
@@ -205,41 +230,68 @@ def _planned(action: Cut | SetAside) -> str:
     return f"{place}: is taken out"
 
 
-def _lost_lines(
-    commands: Storage, folders: VenueFolders, found: Diagnosis, lost: Lost
-) -> Iterator[str]:
-    """Everything that can be read of what is lost, a line each; `lost` is filled on the way."""
+def _count_lost(commands: Storage, folders: VenueFolders, found: Diagnosis) -> Lost:
+    """How much can be read of what is lost, by the heads of its entries alone."""
+    lost = Lost()
+    with storage_errors("read"):
+        for remnant in read_remnants(commands, found):
+            for session, time_ns in _heads(COMMAND_HEAD, remnant.payload):
+                lost.command_count += 1
+                lost.add(session, time_ns)
+    try:
+        for record in _lost_events(folders, found):
+            for session, time_ns in _heads(EVENT_HEAD, record.events):
+                lost.event_count += 1
+                lost.add(session, time_ns)
+    except JournalDamaged as error:
+        lost.defect = str(error)
+    return lost
+
+
+def _heads(head: struct.Struct, entries: bytes) -> Iterator[tuple[int, int]]:
+    """Session and time of each entry; both kinds have them at the same places."""
+    offset = 0
+    while len(entries) - offset >= head.size:
+        size, _, _, _, session, _, _, _, time_ns = head.unpack_from(entries, offset)
+        yield session, time_ns
+        offset += max(size, head.size)
+
+
+def _lost_events(folders: VenueFolders, found: Diagnosis) -> Iterator[EventRecord]:
+    """Records of events/ behind what is kept. Raises JournalDamaged where one cannot be read."""
+    if folders.events.is_dir():
+        reader = EventReader(FolderStorage(folders.events, is_read_only=True))
+        with storage_errors("read"):
+            for record in reader.records(found.head.sequence + 1):
+                if record.header.first_sequence > found.head.sequence:
+                    yield record
+
+
+def _lost_lines(commands: Storage, folders: VenueFolders, found: Diagnosis) -> Iterator[str]:
+    """Everything that can be read of what is lost, a line each."""
     yield "Commands behind the damage. They were durable; they cannot be replayed."
     with storage_errors("read"):
         for remnant in read_remnants(commands, found):
             try:
-                for entry in command_entries(remnant.first_sequence, remnant.payload):
-                    lost.command_count += 1
-                    lost.add(entry)
-                    yield format_entry(entry)
+                yield from map(
+                    format_entry, command_entries(remnant.first_sequence, remnant.payload)
+                )
             except (msgspec.DecodeError, ValueError, struct.error) as error:
                 yield f"{remnant.first_sequence} cannot be read: {error}"
     yield "Events of lost commands: reports that clients have, market data that consumers have."
-    if not folders.events.is_dir():
-        return
-    reader = EventReader(FolderStorage(folders.events, is_read_only=True))
     try:
-        with storage_errors("read"):
-            for record in reader.records(found.head.sequence + 1):
-                for entry in event_entries(record.events):
-                    if entry.sequence > found.head.sequence:
-                        lost.event_count += 1
-                        lost.add(entry)
-                        yield format_entry(entry)
+        for record in _lost_events(folders, found):
+            yield from map(format_entry, event_entries(record.events))
     except (JournalDamaged, msgspec.DecodeError, ValueError, struct.error) as error:
-        lost.defect = str(error)
         yield f"reading stopped: {error}"
 
 
 def _chunks(lines: Iterator[str]) -> Iterator[bytes]:
-    """The lines as the content of a file."""
+    """The lines as the content of a file; says from time to time that it goes on."""
     content = bytearray()
-    for line in lines:
+    for count, line in enumerate(lines, start=1):
+        if count % LINES_BETWEEN_WORDS == 0:
+            _say(f"{LOST_NAME}: {count} lines")
         content += line.encode() + b"\n"
         if len(content) >= CHUNK_SIZE:
             yield bytes(content)
@@ -247,11 +299,27 @@ def _chunks(lines: Iterator[str]) -> Iterator[bytes]:
     yield bytes(content)
 
 
-def _new_folder(data: Path) -> Path:
+def _find_room(
+    folders: VenueFolders, opened: Folders, found: Diagnosis, lost: Lost, wanted: Path | None
+) -> Path:
+    """The folder for the copies, not made yet. Raises UsageError, JournalFailed when its disk has
+    no room for them."""
+    data = folders.commands.parent
     number = 1
-    while (path := data / f"repair-{number}").exists():
+    while (data / f"repair-{number}").exists():
         number += 1
-    return path
+    aside = wanted or data / f"repair-{number}"
+    if aside.exists() and any(aside.iterdir()):
+        raise UsageError(f"{aside}: not empty; the copies want a folder of their own")
+    if not aside.parent.is_dir():
+        raise UsageError(f"{aside.parent}: no such folder")
+    needed = copies_size(opened, found) + lost.list_size
+    try:
+        check_room(FolderStorage(aside.parent, is_read_only=True), needed, "what will be cut")
+    except JournalFailed as error:
+        text = f"{error}; name a folder on another disk: --copies-to DIR"
+        raise NoRoomError(text) from None
+    return aside
 
 
 def _shortened(lines: list[str]) -> Iterator[str]:
@@ -270,7 +338,7 @@ def _now() -> str:
 
 def _as_json(found: Diagnosis, lost: Lost) -> dict[str, object]:
     return {
-        "sound": found.is_sound,
+        "sound": found.is_whole,
         "findings": [finding._asdict() for finding in found.findings],
         "notes": [note._asdict() for note in found.notes],
         "keep_to": found.head.sequence,

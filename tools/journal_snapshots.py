@@ -7,6 +7,7 @@ restoring work beside a running venue; a replay wants it stopped.
 import argparse
 import json
 import os
+from collections import deque
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +17,8 @@ from typing import Final
 from exchange.core.engine import Engine
 from exchange.core.replay import ReplayError, RestoreError, replay_record, restore_engine
 from journal import (
+    EventPosition,
+    EventReader,
     FolderStorage,
     JournalDamaged,
     JournalError,
@@ -42,6 +45,8 @@ NICENESS: Final = 10
 """Beside a venue: restoring a snapshot takes a processor for a moment."""
 NOT_COMPARED: Final = "not compared, the venue has the journal"
 NANOSECONDS: Final = 10**9
+EVENTS_READ_SIZE: Final = 64 * 1024 * 1024
+"""Bytes of events/ before a snapshot that are read: more than a start reads."""
 
 
 @dataclass
@@ -64,10 +69,29 @@ def check_snapshot(folders: VenueFolders, snapshots: SnapshotFolder, head: Snaps
     events = FolderStorage(folders.events, is_read_only=True)
     if not folders.events.is_dir() or not events_reach(events, head):
         return Checked(head, "events/ do not reach it", engine)
+    defect = _find_events_defect(events, head)
+    if defect:
+        return Checked(head, defect, engine)
     commands = FolderStorage(folders.commands, is_read_only=True)
     with storage_errors("read"):
         defect = _find_record_defect(commands, head)
     return Checked(head, defect, engine)
+
+
+def _find_events_defect(events: Storage, head: SnapshotHead) -> str:
+    """Why the last events before a snapshot cannot be read, which a start does for the sessions'
+    reports; nothing if they can."""
+    reader = EventReader(
+        events, EventPosition(head.sequence, head.events_segment, head.events_offset)
+    )
+    try:
+        with storage_errors("read"):
+            firsts = reader.segments()
+            count = -(-EVENTS_READ_SIZE // head.events_segment_size) + 1
+            deque(reader.records(firsts[-count:][0]), maxlen=0)
+    except JournalDamaged as error:
+        return f"events/ before it: {error}"
+    return ""
 
 
 def _find_record_defect(commands: Storage, head: SnapshotHead) -> str:

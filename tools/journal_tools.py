@@ -34,6 +34,7 @@ ARCHIVE: Final = (
     "move the sealed segments that no start needs to an archive, also of a running venue"
 )
 RESTORE: Final = "bring archived segments back, or make the journal anew from its archive"
+NEW_TERM: Final = "of a sound journal that is an older copy: make the market data's epoch another"
 REPAIR: Final = "say what is wrong with a journal and what is lost, and with --keep-to repair it"
 
 
@@ -216,8 +217,14 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--keep", type=_count, default=0, metavar="N", help="segments to keep all the same"
     )
     _add_restore(actions)
-    add("repair", run_repair, REPAIR).add_argument(
+    mend = add("repair", run_repair, REPAIR)
+    how = mend.add_mutually_exclusive_group()
+    how.add_argument(
         "--keep-to", type=int, default=None, metavar="SEQUENCE", help="do it; the number it said"
+    )
+    how.add_argument("--new-term", action="store_true", help=NEW_TERM)
+    mend.add_argument(
+        "--copies-to", type=Path, default=None, metavar="DIR", help="instead of data/repair-<n>"
     )
 
 

@@ -11,7 +11,12 @@ from pathlib import Path
 
 from exchange.config import CONFIG_NAME
 from journal import FolderStorage, JournalDamaged, SnapshotFolder, SnapshotHead
-from journal.archive import archivable_count, archive_segments, restore_segments
+from journal.archive import (
+    archivable_count,
+    archive_lines,
+    archive_segments,
+    restore_segments,
+)
 from journal.copies import storage_errors
 from journal.damage import diagnose
 from journal.findings import COMMANDS
@@ -21,6 +26,7 @@ from tools.journal_folders import (
     DATA_NAME,
     VenueFolders,
     commands_folder,
+    folder_errors,
     hold,
     lock_stopped,
     open_folders,
@@ -36,12 +42,11 @@ def run_archive(arguments: argparse.Namespace) -> int:
     folders = VenueFolders(commands_folder(arguments.directory))
     refuse_root(folders.commands)
     target: Path = arguments.to
-    if target.exists() and target.samefile(folders.commands):
-        raise UsageError(f"{target}: that is the journal itself; name another folder")
+    _check_apart(folders, target)
     if not target.parent.is_dir():
         raise UsageError(f"{target.parent}: no such folder; is the archive's disk mounted?")
     os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
-    with ExitStack() as held:
+    with folder_errors(), ExitStack() as held:
         held.enter_context(hold(folders.commands))
         archive = FolderStorage(target)
         held.enter_context(hold(target))
@@ -57,6 +62,14 @@ def run_archive(arguments: argparse.Namespace) -> int:
     else:
         print("nothing moved: the two newest snapshots, or --keep, need every segment that is here")
     return 0
+
+
+def _check_apart(folders: VenueFolders, target: Path) -> None:
+    """An archive in the venue's folder would be taken for its journal. Raises UsageError."""
+    data, archive = folders.commands.resolve().parent, target.resolve()
+    own = data.parent if (data.parent / CONFIG_NAME).is_file() else data
+    if archive in (own, *own.parents) or own in archive.parents:
+        raise UsageError(f"{target}: the archive and the folder of the venue are to be apart")
 
 
 def _find_starts(folders: VenueFolders) -> list[SnapshotHead]:
@@ -82,12 +95,12 @@ def run_restore(arguments: argparse.Namespace) -> int:
     if not source.is_dir():
         raise UsageError(f"{source}: no such folder; is the archive's disk mounted?")
     folders = VenueFolders(_restore_target(arguments.directory))
-    with suppress(FileNotFoundError):
-        refuse_root(folders.commands if folders.commands.exists() else folders.commands.parent)
-    folders.commands.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    refuse_root(folders.commands)
     if folders.commands.exists() and source.samefile(folders.commands):
         raise UsageError(f"{source}: archive and journal are the same folder")
-    with ExitStack() as held:
+    with folder_errors(), ExitStack() as held:
+        archive_lines(FolderStorage(source, is_read_only=True))  # Before anything is made.
+        folders.commands.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         commands = held.enter_context(closing(FolderStorage(folders.commands)))
         held.enter_context(hold(folders.commands))
         held.enter_context(hold(source))
@@ -101,6 +114,8 @@ def run_restore(arguments: argparse.Namespace) -> int:
             "whatever came after it is lost\n"
             f"the next start begins term {restored.term}, so that clients and consumers notice"
         )
+    for note in found.notes:
+        print(f"{note.place}: {note.text}")
     if not found.is_sound:
         print(f"it is damaged: next, exchange journal repair {arguments.directory}")
         return JournalDamaged.exit_code

@@ -26,6 +26,8 @@ from tests.integration.traders import INSTRUMENT_COUNT, Trader, make_traders, tr
 from tools.venue_process import EXCHANGE, ReplicaProcess, child_environment
 from tools.venue_settings import change_settings
 
+pytestmark = pytest.mark.once
+
 COMMANDS: Final = 2_000
 """Between two looks, and between two snapshots."""
 NEVER: Final = CancelOnDisconnect.NEVER

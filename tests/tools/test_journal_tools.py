@@ -251,7 +251,8 @@ def test_no_journal_is_64(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert run(capsys, "verify", tmp_path) == (
         64,
         "",
-        f"exchange: {tmp_path}: no journal here (a folder of `exchange init` has one)\n",
+        f"exchange: {tmp_path}: no journal here; `exchange init` makes a new one, and "
+        "`exchange journal restore` one of an archive\n",
     )
     missing = tmp_path / "missing"
     assert run(capsys, "digest", missing)[0] == 64

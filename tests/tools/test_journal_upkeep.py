@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from exchange import cli
+from exchange.feed.service import FEED_FOLDER
 from journal import FolderStorage
-from journal.manifest import ARCHIVED_NAME, MANIFEST_NAME, TERM_NAME
+from journal.manifest import ARCHIVED_NAME, MANIFEST_NAME, TERM_NAME, decode_term
 from tests.tools.venue_folder import VenueFolder
 from tools.journal_folders import hold
 
@@ -97,6 +98,21 @@ def test_a_snapshot_of_another_state(run: Run, venue: VenueFolder, tmp_path: Pat
     shutil.rmtree(venue.snapshots)
     code, _, error = run("snapshots", venue.folder)
     assert (code, "`exchange replica` makes snapshots" in error) == (64, True)
+
+
+def test_events_that_a_start_reads_behind_a_good_index(
+    run: Run, venue: VenueFolder, tmp_path: Path
+) -> None:
+    segments = sorted(venue.events.glob("*.events"))
+    assert len(segments) > 2
+    content = bytearray(segments[0].read_bytes())
+    content[-1] ^= 1
+    segments[0].write_bytes(content)
+    code, output, _ = run("snapshots", venue.folder)
+    assert code == 66
+    assert output.count("events/ before it: journal damaged: ") == 2
+    _, output, _ = run("archive", venue.folder, "--to", tmp_path / "archive")
+    assert "nothing moved: there are 0 of the 2 good snapshots" in output
 
 
 # Archive and restore.
@@ -188,8 +204,17 @@ def test_an_archiving_beside_a_venue_and_beside_another_tool(
 
 
 def test_folders_that_cannot_be_meant(run: Run, venue: VenueFolder, tmp_path: Path) -> None:
-    code, _, error = run("archive", venue.folder, "--to", venue.commands)
-    assert (code, "that is the journal itself" in error) == (64, True)
+    (venue.folder / "exchange.toml").touch()
+    own = (venue.commands, venue.data, venue.folder, tmp_path, venue.folder / "archive")
+    for target in own:
+        code, _, error = run("archive", venue.folder, "--to", target)
+        assert (code, "are to be apart" in error) == (64, True), target
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "file").touch()
+    code, _, error = run("archive", venue.folder, "--to", other)
+    assert (code, "file: the folder has other files" in error) == (64, True)
+    assert [path.name for path in other.iterdir()] == ["file"]
     code, _, error = run("archive", venue.folder, "--to", tmp_path / "no" / "archive")
     assert (code, "is the archive's disk mounted?" in error) == (64, True)
     archive = tmp_path / "archive"
@@ -202,6 +227,13 @@ def test_folders_that_cannot_be_meant(run: Run, venue: VenueFolder, tmp_path: Pa
     assert (code, "this is an archive" in error) == (64, True)
     code, _, error = run("restore", archive, archive)
     assert (code, "the same folder" in error) == (64, True)
+    code, _, error = run("restore", venue.commands, archive)
+    assert (code, "this is no archive" in error) == (64, True)
+    code, _, error = run("restore", archive, shutil.copytree(archive, tmp_path / "copy"))
+    assert (code, "this is an archive" in error) == (64, True)
+    assert not (archive / "lock").exists()
+    code, _, error = run("restore", venue.events, tmp_path / "new")
+    assert (code, (tmp_path / "new").exists()) == (64, False)
 
 
 def test_a_disaster(run: Run, venue: VenueFolder, tmp_path: Path) -> None:
@@ -212,7 +244,7 @@ def test_a_disaster(run: Run, venue: VenueFolder, tmp_path: Path) -> None:
     assert code == 0
     lines = output.splitlines()
     assert f"the journal ends where the archive does, at sequence {last}: " in lines[-3]
-    assert lines[-2] == "the next start begins term 2, so that clients and consumers notice"
+    assert lines[-2] == "the next start begins term 1024, so that clients and consumers notice"
     assert digest(run, found)["digest"] == venue.digests[last]
     # Events that survived prove that more was lost: they are named, and set aside by a repair.
     shutil.copytree(venue.events, found / "data" / "events")
@@ -292,6 +324,25 @@ def test_a_repair_says_what_it_would_do_and_does_it(run: Run, venue: VenueFolder
     assert run("repair", venue.folder)[0] == 0
 
 
+def test_copies_on_another_disk(
+    run: Run, venue: VenueFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = venue.spoil(len(venue.segments) - 1, 600)
+    keep_to = int(path.name[21:41]) - 1
+    monkeypatch.setattr(FolderStorage, "free_size", lambda storage: 1000)
+    code, _, error = run("repair", venue.folder, "--keep-to", keep_to)
+    assert (code, "name a folder on another disk: --copies-to DIR" in error) == (74, True)
+    assert not (venue.data / "repair-1").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "setpriority", lambda *_: None)
+    code, _, error = run("repair", venue.folder, "--keep-to", keep_to, "--copies-to", tmp_path)
+    assert (code, "not empty" in error) == (64, True)
+    other = tmp_path / "copies"
+    assert run("repair", venue.folder, "--keep-to", keep_to, "--copies-to", other)[0] == 0
+    assert (other / "repair.txt").read_text().endswith("state: done\n")
+    assert not (venue.data / "repair-1").exists()
+
+
 def test_repair_as_json(run: Run, venue: VenueFolder) -> None:
     path = venue.spoil(len(venue.segments) - 1, 600)
     code, output, _ = run("repair", venue.folder, "--json")
@@ -352,3 +403,68 @@ def test_an_archived_journal_without_snapshots(
     assert run("restore", archive, venue.folder)[0] == 0
     assert not (venue.commands / ARCHIVED_NAME).exists()
     assert run("repair", venue.folder)[0] == 0
+
+
+def test_a_running_feed_stops_a_repair(run: Run, venue: VenueFolder) -> None:
+    with closing(FolderStorage(venue.data / FEED_FOLDER)) as storage:
+        storage.lock()
+        code, _, error = run("repair", venue.folder)
+    assert code == 69
+    assert error.endswith("stop it first: systemctl stop exchange-feed\n")
+    assert run("repair", venue.folder)[0] == 0
+
+
+def test_events_that_verify_refuses_are_taken_out(run: Run, venue: VenueFolder) -> None:
+    path = sorted(venue.events.glob("*.events"))[0]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    last = venue.engine.sequence
+    assert run("verify", venue.folder)[0] == 66
+    code, output, _ = run("repair", venue.folder)
+    assert code == 66
+    for line in (
+        "a venue starts from it, but:",
+        f"  events/{path.name}: is not what its index says; once both are taken out, a start makes "
+        "them anew",
+        f"can be kept: sequences 1 to {last}",
+        "lost: nothing",
+        f"  events/{path.name}: is taken out",
+        f"then: exchange journal repair {venue.folder} --keep-to {last}",
+    ):
+        assert line in output.splitlines()
+    assert path.read_bytes() == content
+    assert run("repair", venue.folder, "--json")[1].startswith('{"sound": false')
+    code, output, _ = run("repair", venue.folder, "--keep-to", last)
+    assert (code, output.splitlines()[-1]) == (0, "next: start the venue")
+    copy = venue.data / "repair-1" / f"events-{path.name}"
+    assert (path.exists(), copy.read_bytes()) == (False, bytes(content))
+    assert run("repair", venue.folder)[0] == 0
+
+
+def test_a_new_term_for_an_older_copy(run: Run, venue: VenueFolder) -> None:
+    for term in (1024, 2048):
+        code, output, _ = run("repair", venue.folder, "--new-term")
+        assert (code, f"the next start begins term {term}, " in output) == (0, True)
+        assert decode_term((venue.commands / TERM_NAME).read_bytes()) == term
+    assert run("verify", venue.folder)[0] == 0
+    venue.spoil(len(venue.segments) - 1, 600)
+    before = contents(venue.data)
+    code, _, error = run("repair", venue.folder, "--new-term")
+    assert (code, "it is damaged: first exchange journal repair" in error) == (64, True)
+    assert contents(venue.data) == before
+
+
+def test_root_does_not_make_the_folders_of_another(
+    run: Run, venue: VenueFolder, tmp_path: Path
+) -> None:
+    if os.geteuid():
+        pytest.skip("root: only root can give a folder away")
+    archive, found = tmp_path / "archive", tmp_path / "found"
+    run("archive", venue.folder, "--to", archive)
+    found.mkdir()
+    os.chown(found, 65_534, 65_534)
+    for folder in (found, found / "data", found / "data" / "commands"):
+        code, _, error = run("restore", archive, folder)
+        assert (code, "runuser -u nobody -- " in error) == (64, True)
+        assert not list(found.iterdir())

@@ -16,7 +16,6 @@ from journal import (
     SnapshotHead,
     run_inline,
 )
-from journal.event_format import EVENT_SEGMENT_SIZE
 from journal.snapshot import hash_image
 from protocol import wire
 from protocol.codes import Side
@@ -25,6 +24,7 @@ from protocol.records import FROM_CLIENT
 from tests.tools.test_journal_tools import COMMANDS, START_NS
 
 SEGMENT_SIZE = 3072
+EVENTS_SEGMENT_SIZE = 4096
 BATCH_SIZE = 3
 ORDER_COUNT = 61
 SNAPSHOTS_AT = (45, 60)
@@ -64,7 +64,9 @@ class VenueFolder:
         with closing(journal):
             assert not list(journal.records())
             journal.start(1)
-            log = EventLog.open(FolderStorage(self.events), execute=run_inline)
+            log = EventLog.open(
+                FolderStorage(self.events), segment_size=EVENTS_SEGMENT_SIZE, execute=run_inline
+            )
             log.start(0)
             for step, (kind, session, number, message) in enumerate(self._script(), start=1):
                 now_ns, payload = START_NS + step, wire.encode(message)
@@ -120,7 +122,7 @@ class VenueFolder:
             record_count=segment_path.read_bytes()[:offset].count(b"BRIERREC"),
             events_segment=events.segment,
             events_offset=events.offset,
-            events_segment_size=EVENT_SEGMENT_SIZE,
+            events_segment_size=EVENTS_SEGMENT_SIZE,
             events_crc=crc32(content),
             image_size=len(image),
             image_hash=hash_image(image),
