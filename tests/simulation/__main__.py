@@ -30,9 +30,9 @@ class Failed(NamedTuple):
     text: str
 
 
-def run_seed(seed: int, *, is_traced: bool = False) -> Summary | Failed:
-    """One seed; every step is printed when it is traced."""
-    simulation = Simulation(seed, print_step if is_traced else None)
+def run_seed(seed: int, *, is_traced: bool = False, favored: str = "") -> Summary | Failed:
+    """One seed; every step is printed when it is traced. `favored` as for `Simulation`."""
+    simulation = Simulation(seed, print_step if is_traced else None, favored)
     try:
         return simulation.run()
     except Exception as error:  # noqa: BLE001 - whatever it is, it is what the seed has found

@@ -16,7 +16,7 @@ from tests.simulation.truth import Truth, check_folder
 from tests.simulation.units import Rules, Unit
 from tests.simulation.world import Process, S
 
-__all__ = ["ArchiveProgram", "check_archived", "is_archived", "put_back"]
+__all__ = ["ArchiveProgram", "check_archived", "is_archived", "movable_count", "put_back"]
 
 FAILED: Final = 1
 NO_RESTART: Final = Rules(frozenset(range(256)), S, S, 1)
@@ -58,6 +58,15 @@ def _find_starts(snapshots: Storage, events: Storage) -> list[SnapshotHead]:
         if events_reach(events, head):
             starts.append(head)
     return starts
+
+
+def movable_count(disks: Disks) -> int:
+    """How many segments an archiving would move now."""
+    try:
+        starts = _find_starts(disks.folder("snapshots"), disks.folder("events"))
+        return archivable_count(disks.folder("commands"), starts, 0)
+    except JournalError:
+        return 0
 
 
 def is_archived(commands: MemoryStorage) -> bool:

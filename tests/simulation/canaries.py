@@ -10,22 +10,27 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import exchange.node.recovery
+import journal.events
 import journal.log
 import journal.prepare
 import journal.reader
 from exchange.client.inbox import Inbox
+from exchange.client.tickets import Requests
 from exchange.core.engine import RULES_VERSION, Batch, Engine
 from exchange.feed.run import Feed
+from exchange.node.connection import Connection
 from exchange.node.order_entry import OrderEntry
+from exchange.node.sequencer import Sequencer
 from exchange.node.venue import Venue
 from exchange.replica.replica import Replica
-from exchange.replica.snapshotter import Snapshotter, head_of
+from exchange.replica.snapshotter import NotMadeError, Snapshotter, head_of
 from journal import (
     BuiltRecord,
     EventLog,
     EventRecord,
     Journal,
     JournalError,
+    JournalFailed,
     Position,
     SnapshotHead,
     Storage,
@@ -37,6 +42,7 @@ from journal.record import Head
 from journal.tail import Tail
 from protocol.books import Book
 from protocol.records import COMMAND_HEAD, FROM_CLIENT
+from tests.simulation import archiving
 from tests.simulation.disks import WatchedFile
 
 __all__ = ["CANARIES", "planted"]
@@ -375,7 +381,71 @@ class _NoWrite:
         """Left out."""
 
 
+def deadlines_pass(patches: _Patches) -> None:
+    """No timer is set for deadlines: nothing expires, no grace ends."""
+    patches.set(Sequencer, "_arm", lambda _: lambda sequencer: None)
+
+
+def silent_clients_stay(patches: _Patches) -> None:
+    """Nobody looks whether a client has been silent for too long."""
+    patches.set(Connection, "_arm", lambda _: lambda connection: None)
+
+
+def aside_without_sync(patches: _Patches) -> None:
+    """What a start mends in the event log gets its name before it is synced."""
+
+    def make(finish: Any) -> Any:
+        def finish_carelessly(segment: Any) -> None:
+            if segment._aside is not None:
+                segment._aside.sync = lambda: None
+            finish(segment)
+
+        return finish_carelessly
+
+    patches.set(journal.events._CheckedSegment, "finish", make)
+
+
 # Around it.
+
+
+def mixed_up_answers(patches: _Patches) -> None:
+    """The client gives each answer to the newest request."""
+
+    def make(reported: Any) -> Any:
+        def to_the_newest(requests: Any, report: Any) -> None:
+            number, tickets = getattr(report, "number", 0), requests._open
+            if number in tickets:
+                last = next(reversed(tickets))
+                tickets[number], tickets[last] = tickets[last], tickets[number]
+            reported(requests, report)
+
+        return to_the_newest
+
+    patches.set(Requests, "reported", make)
+
+
+def no_snapshots(patches: _Patches) -> None:
+    """The replica thinks that the disk is full."""
+
+    def make(check: Any) -> Any:
+        def refuse(maker: Any, size: int) -> None:
+            raise NotMadeError("no room, says the canary")
+
+        return refuse
+
+    patches.set(Snapshotter, "_check_room", make)
+
+
+def no_archive(patches: _Patches) -> None:
+    """Archiving finds damage everywhere."""
+
+    def make(move: Any) -> Any:
+        def refuse(*arguments: Any) -> int:
+            raise JournalFailed("archive", "says the canary")
+
+        return refuse
+
+    patches.set(archiving, "archive_segments", make)
 
 
 def client_sends_again(patches: _Patches) -> None:
@@ -449,5 +519,7 @@ CANARIES: Final[dict[str, Bug]] = {
         *(torn_rule_too_lax, unsynced_manifest, kept_marker, start_without_sync),
         *(packets_before_sync, events_before_sync, position_too_far, resume_skips_a_report),
         *(event_log_forgets, client_sends_again, feed_skips_a_record, consumer_forgets),
+        *(deadlines_pass, silent_clients_stay, aside_without_sync, mixed_up_answers),
+        *(no_snapshots, no_archive),
     )
 }

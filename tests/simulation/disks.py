@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 from journal import Storage
 from journal.faulty import Fault, FaultyStorage
 from journal.memory import AttachedStorage, MemoryFile, MemoryStorage, PowerLoss
+from journal.storage import LOCK_NAME
 from tests.simulation.world import Process
 
 __all__ = ["PLENTY", "Disks", "DurableRecord", "RecordWatch", "Violation", "WatchedFile"]
@@ -305,7 +306,12 @@ class Disks:
 
     def folder(self, name: str) -> MemoryStorage:
         """The folder of that name; an empty one when there is none."""
-        return self.folders.setdefault(name, MemoryStorage())
+        folder = self.folders.get(name)
+        if folder is None:
+            # The lock of a real folder is a file, by which a journal is told from an archive.
+            images = {LOCK_NAME: b""} if name == "commands" else {}
+            folder = self.folders[name] = MemoryStorage(images)
+        return folder
 
     # For the processes.
 

@@ -11,6 +11,7 @@ from random import Random
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from journal.faulty import Fault, Kind
+from tests.simulation.archiving import movable_count
 from tests.simulation.stream import Stream
 from tests.simulation.units import Unit
 from tests.simulation.world import MS, S
@@ -36,6 +37,11 @@ FOLDER_OPERATIONS: Final[tuple[tuple[str, Kind], ...]] = (
     *(("commands", "create"), ("commands", "rename"), ("commands", "sync_folder")),
     *(("events", "create"), ("events", "rename"), ("events", "sync"), ("events", "sync_folder")),
 )
+START_OPERATIONS: Final[tuple[tuple[Kind, int], ...]] = (
+    *(("open", 3), ("read", 6), ("sync", 2), ("sync_folder", 2), ("create", 1), ("write", 1)),
+)
+"""What a start does with the journal, and how often at least."""
+SNAPSHOT_OPERATIONS: Final = 10
 OPERATIONS_MAX: Final = 24
 """A process that is to die at an operation of its disks dies at one of the next so many."""
 
@@ -47,13 +53,18 @@ class Planned(NamedTuple):
     kind: str
 
 
-def draw_schedule(dice: Random, length_ns: int, absent: frozenset[str]) -> list[Planned]:
-    """When which faults come; at least one is a crash. `absent` are kinds that make no sense."""
+def draw_schedule(
+    dice: Random, length_ns: int, absent: frozenset[str], favored: str
+) -> list[Planned]:
+    """When which faults come; at least one is a crash. `absent` are kinds that make no sense, of
+    `favored` there are two."""
     kinds = [kind for kind in KINDS if kind not in absent]
     enabled = [kind for kind in kinds if dice.random() < 0.5] or kinds
     crashes = [kind for kind in CRASHES if kind in enabled] or [*CRASHES]
     count = dice.randrange(FAULTS_MIN, FAULTS_MAX)
     drawn = [dice.choice(crashes), *(dice.choice(enabled) for _ in range(count - 1))]
+    if favored in kinds:
+        drawn[1:3] = [favored, favored]
     return sorted(Planned(dice.randrange(length_ns), kind) for kind in drawn)
 
 
@@ -73,6 +84,13 @@ def _kill(unit: Unit) -> bool:
 
 def lose_power(sim: "Simulation") -> bool:
     """Of the venue's machine, at any time."""
+    return sim.lose_power()
+
+
+def flicker(sim: "Simulation") -> bool:
+    """The machine of the venue loses power, and once or twice more soon after it is back."""
+    for _ in range(sim.dice.randrange(1, 3)):
+        sim.world.after(sim.dice.randrange(S, 5 * S), sim.lose_power_again)
     return sim.lose_power()
 
 
@@ -220,8 +238,8 @@ def _journal_error(sim: "Simulation", name: str, kind: Kind) -> bool | None:
 def start_error(sim: "Simulation") -> bool | None:
     """SIGKILL of the venue, and an operation fails while it starts."""
     dice = sim.dice
-    kinds: tuple[Kind, ...] = ("open", "read", *CHANGES)
-    fault = Fault(dice.choice(kinds), dice.randrange(1, 12), dice.choice(ERRORS))
+    kind, at_max = dice.choice(START_OPERATIONS)
+    fault = Fault(kind, dice.randrange(1, at_max + 1), dice.choice(ERRORS))
     sim.disks.at_open["exchange", "commands"] = [sim.watched(fault, "commands")]
     return None if _kill(sim.venue) else False
 
@@ -254,17 +272,30 @@ def rot_journal(sim: "Simulation") -> bool:
 
 def rot_events(sim: "Simulation") -> bool:
     """Part of the event log is lost or spoiled: it must come back."""
-    return sim.lose_power() and sim.rot.spoil_events()
+    has_files = sim.rot.has_files("events", ".events")
+    return has_files and sim.lose_power() and sim.rot.spoil_events()
 
 
-def rot_checkpoint(sim: "Simulation") -> bool:
+def rot_checkpoint(sim: "Simulation") -> bool | None:
     """What the feed has saved is spoiled: it reads the log again."""
-    return sim.lose_power() and sim.rot.spoil_checkpoint()
+    feed = sim.feed
+    if feed is None or not stop_feed(sim, is_long=True):
+        return False
+
+    def spoil() -> None:
+        if feed.is_running:
+            sim.world.after(50 * MS, spoil)
+        elif sim.rot.spoil_checkpoint():
+            sim.note_fault("rot_checkpoint")
+
+    spoil()
+    return None
 
 
 def rot_snapshots(sim: "Simulation") -> bool:
     """A snapshot is spoiled: an older one is taken, or the journal from its first record."""
-    return sim.lose_power() and sim.rot.spoil_snapshots()
+    has_files = sim.rot.has_files("snapshots", ".snapshot")
+    return has_files and sim.lose_power() and sim.rot.spoil_snapshots()
 
 
 # The network.
@@ -389,14 +420,15 @@ def kill_feed(sim: "Simulation") -> bool | None:
     return has_come if has_come is False else stop_feed(sim)
 
 
-def stop_feed(sim: "Simulation") -> bool:
+def stop_feed(sim: "Simulation", *, is_long: bool = False) -> bool:
     """A clean stop of the feed, and a start soon after."""
     feed = sim.feed
     assert feed is not None, "the schedule has no such fault then"
     if not feed.is_running:
         return False
     feed.stop()
-    sim.world.after(sim.dice.randrange(2 * S), lambda: sim.start_again(feed))
+    wait_ns = S if is_long else 0
+    sim.world.after(wait_ns + sim.dice.randrange(2 * S), lambda: sim.start_again(feed))
     return True
 
 
@@ -433,7 +465,8 @@ def _side_error(sim: "Simulation", unit: Unit, name: str) -> bool | None:
         # Whoever has the same file open is told of a failed sync, too.
         sim.disks.may_fail = True
 
-    fault = Fault(kind, dice.randrange(1, 4), dice.choice(ERRORS), is_applied=is_applied, then=then)
+    at = 1 if name == "feed" else dice.randrange(1, 4)
+    fault = Fault(kind, at, dice.choice(ERRORS), is_applied=is_applied, then=then)
     folder.add(fault)
     return None
 
@@ -458,14 +491,14 @@ def kill_replica(sim: "Simulation") -> bool | None:
     """SIGKILL of the replica, at any time or at an operation on its snapshots."""
     assert sim.replica is not None, "the schedule has no such fault then"
     if sim.dice.random() < 0.7:
-        return _end_at(sim, sim.replica, ("snapshots",), sim.replica.kill)
+        return _end_at(sim, sim.replica, ("snapshots",), sim.replica.kill, SNAPSHOT_OPERATIONS)
     return _kill(sim.replica)
 
 
 def lose_power_in_snapshot(sim: "Simulation") -> bool | None:
     """Power loss at an operation of the replica on its snapshots."""
     assert sim.replica is not None, "the schedule has no such fault then"
-    return _end_at(sim, sim.replica, ("snapshots",), sim.lose_power)
+    return _end_at(sim, sim.replica, ("snapshots",), sim.lose_power, SNAPSHOT_OPERATIONS)
 
 
 def archive(sim: "Simulation") -> bool:
@@ -485,10 +518,14 @@ def die_in_archive(sim: "Simulation") -> bool | None:
         sim.note_fault("die_in_archive")
         end()
 
+    if not movable_count(sim.disks):
+        return False
+    folder, at_max = dice.choice((("commands", 4), ("archive", 8)))
+    is_applied = dice.random() < 0.5
     fault = Fault(
-        "change", dice.randrange(1, 30), errno.EBADF, is_applied=dice.random() < 0.5, then=then
+        "change", dice.randrange(1, at_max), errno.EBADF, is_applied=is_applied, then=then
     )
-    sim.disks.at_open["archive", dice.choice(("commands", "archive"))] = [fault]
+    sim.disks.at_open["archive", folder] = [fault]
     return None if archive(sim) else False
 
 
@@ -509,7 +546,7 @@ Function = Callable[["Simulation"], bool | None]
 CRASHES: Final[dict[str, Function]] = {
     function.__name__: function
     for function in (
-        *(kill, lose_power, kill_at, lose_power_at, kill_in_write),
+        *(kill, lose_power, flicker, kill_at, lose_power_at, kill_in_write),
         *(kill_at_start, lose_power_at_start),
     )
 }

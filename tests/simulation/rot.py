@@ -28,11 +28,16 @@ class Rot:
         self._truth = truth
         self._dice = dice
 
+    def has_files(self, folder: str, suffix: str = "") -> bool:
+        """Whether there is something to spoil."""
+        return any(name.endswith(suffix) for name in self._disks.folder(folder).names())
+
     def flip_in_journal(self) -> None:
         """One bit of what the journal has made durable."""
         folder, watch, dice = self._disks.folder("commands"), self._disks.watch, self._dice
         names = [name for name in folder.names() if name.endswith(".segment")]
-        name = dice.choice([name for name in names if int(name[:20]) <= watch.segment])
+        names = [name for name in names if int(name[:20]) <= watch.segment]
+        name = dice.choice((dice.choice(names), names[-1]))
         is_last = int(name[:20]) == watch.segment
         size = watch.end if is_last else folder.open(name).size()
         self.journal = (name, dice.randrange(8 * size))
@@ -52,7 +57,7 @@ class Rot:
         folder, dice = self._disks.folder("events"), self._dice
         names = folder.names()
         if not names:
-            return False
+            return False  # The power loss has taken them.
         self.spoiled_count += 1
         name = dice.choice(names)
         has_index = name.endswith(".events") and name.replace(".events", ".index") in names

@@ -19,6 +19,7 @@ from exchange.core.limits import GENESIS_DEFAULTS
 from exchange.node.failure import Exit as Code
 from journal.faulty import Fault
 from tests.simulation.archiving import ArchiveProgram, check_archived, is_archived, put_back
+from tests.simulation.calm import find_behind, haunt
 from tests.simulation.disks import PLENTY, Disks, Violation
 from tests.simulation.faults import COPY_KINDS, KINDS, READER_KINDS, REPLICA_KINDS, draw_schedule
 from tests.simulation.hosts import (
@@ -64,7 +65,7 @@ BOUNDS: Final = GENESIS_DEFAULTS | {
 }
 """Small, so that worlds are quickly made and continuations are many."""
 
-SEGMENT_SIZES: Final = (24 * 1024, 32 * 1024, 64 * 1024, 256 * 1024)
+SEGMENT_SIZES: Final = (24 * 1024, 32 * 1024, 48 * 1024, 128 * 1024)
 """Small, so that there are many; a batch of all that the clients have open fits the smallest."""
 LENGTH_NS: Final = 6 * S
 """How long there are faults."""
@@ -102,8 +103,12 @@ class Summary(NamedTuple):
 class Simulation(Observer):
     """See the module. `run` raises Violation or WorldFailure."""
 
-    def __init__(self, seed: int, on_step: Callable[[Step], None] | None = None) -> None:
+    def __init__(
+        self, seed: int, on_step: Callable[[Step], None] | None = None, favored: str = ""
+    ) -> None:
+        """`favored` is a kind of fault that comes for sure, if it can."""
         self.seed = seed
+        self.favored = favored
         self.world = World(seed, on_step=on_step)
         self.dice = self.world.dice("faults")
         self.truth = Truth()
@@ -125,12 +130,12 @@ class Simulation(Observer):
         self.settings = VenueSettings(
             bounds=BOUNDS,
             segment_size=plan.choice(SEGMENT_SIZES),
-            event_segment_size=plan.choice((32 * 1024, 128 * 1024)),
+            event_segment_size=plan.choice((16 * 1024, 64 * 1024)),
         )
         self.has_readers = plan.random() < 0.7
         self.has_replica = plan.random() < 0.8
         self.trader_count = plan.randrange(2, 5)
-        self._plan = plan
+        self.plan = plan
         self._draw_network(plan)
         self._make_machines()
 
@@ -163,7 +168,7 @@ class Simulation(Observer):
         if self.has_readers:
             self.feed = self.venue_machine.add(FeedProgram(settings))
         if self.has_replica:
-            snapshots = SnapshotSettings(every_commands=self._plan.randrange(40, 250))
+            snapshots = SnapshotSettings(every_commands=self.plan.randrange(40, 250))
             self.replicating = ReplicaProgram(settings, snapshots)
             self.replica = self.venue_machine.add(self.replicating)
         pace_s = PACE_S * self.trader_count
@@ -212,7 +217,7 @@ class Simulation(Observer):
         feed = FeedAddress(host, settings.feed_port, private_key(ADMIN))
         self.reading = [self.reader_machine.add(Task("subscriber", make, self.program))]
         self._add_consumer("of the lines", feed, over_tcp=False)
-        if self._plan.random() < COPY_CHANCE:
+        if self.plan.random() < COPY_CHANCE:
             self.copy_disks = Disks(self.world.dice("copy"), lambda _: None)
             machine = Machine(self.world, "copy", self.copy_disks, self)
             self.copy = machine.add(FeedProgram(settings, ("venue", private_key(ADMIN))))
@@ -276,7 +281,7 @@ class Simulation(Observer):
 
         admin = self.client_machine.add(Task("admin", open_it, self.program))
         admin.start()
-        self._run_until(lambda: bool(is_open), OPEN_NS_MAX, "the market does not open")
+        self.run_until(lambda: bool(is_open), OPEN_NS_MAX, "the market does not open")
         admin.stop()
         del self.client_machine.units["admin"]
 
@@ -293,7 +298,7 @@ class Simulation(Observer):
             absent |= REPLICA_KINDS
         begin_ns = world.now_ns
         end_ns = begin_ns + LENGTH_NS
-        for planned in draw_schedule(self.dice, LENGTH_NS, frozenset(absent)):
+        for planned in draw_schedule(self.dice, LENGTH_NS, frozenset(absent), self.favored):
             world.at(begin_ns + planned.at_ns, partial(self._inject, planned.kind, end_ns))
 
         def is_over() -> bool:
@@ -305,7 +310,7 @@ class Simulation(Observer):
             self._inject("kill", 0)  # What was prepared has met nothing.
             return False
 
-        self._run_until(is_over, TRADING_NS_MAX, "there is hardly any trade")
+        self.run_until(is_over, TRADING_NS_MAX, "there is hardly any trade")
 
     def _inject(self, kind: str, end_ns: int) -> None:
         """A fault of the schedule comes, or is tried again when there is nothing that it hits."""
@@ -344,22 +349,25 @@ class Simulation(Observer):
             sender.drain()
         for party in self.parties:
             party.is_over = True
-        self._run_until(
+        self.run_until(
             lambda: all(party.is_done for party in self.parties),
             CALM_NS_MAX,
             "requests have no outcome",
         )
-        self._run_until(lambda: not self._is_behind(), CALM_NS_MAX, self._is_behind)
+        self.run_until(lambda: not find_behind(self), CALM_NS_MAX, lambda: find_behind(self))
         if self.replica is not None and not self.archiver.is_running:
             self.archiver.start()
-            self._run_until(lambda: not self.archiver.is_running, CALM_NS_MAX, "it archives")
+            self.run_until(lambda: not self.archiver.is_running, CALM_NS_MAX, "it archives")
+            if self.archiver.exits[-1] != Exit(0):
+                raise Violation(f"archiving ends with {self.archiver.exits[-1]}")
+        haunt(self)
 
     def _close(self) -> None:
         """Stop cleanly, and compare everything."""
         self.is_closing = True
         for unit in reversed(self._services()):
             unit.stop()
-        self._run_until(
+        self.run_until(
             lambda: not any(unit.is_running for unit in self._services()),
             CALM_NS_MAX,
             "the venue does not stop",
@@ -368,6 +376,8 @@ class Simulation(Observer):
             raise Violation(f"a clean stop ended with {self.venue.exits[-1]}")
         self._check_journal()
         self.rot.check_snapshots()
+        if self.feed is not None and not self.rot.has_files("feed"):
+            raise Violation("the feed has saved nothing")
         for party in self.parties:
             party.check()
 
@@ -379,36 +389,16 @@ class Simulation(Observer):
         else:
             check_folder(commands, self.truth)
 
-    def _run_until(
+    def run_until(
         self, is_done: Callable[[], bool], wait_ns: int, what: str | Callable[[], str]
     ) -> None:
+        """Let time go on until then. Raises Violation when that takes too long."""
         world = self.world
         end_ns = world.now_ns + wait_ns
         while not is_done():
             world.run(world.now_ns + STEP_NS)
             if world.now_ns >= end_ns:
                 raise Violation(f"no progress: {what if isinstance(what, str) else what()}")
-
-    def _is_behind(self) -> str:
-        """Who has not come to the head, "" when everybody has."""
-        if not self.venue.is_ready:
-            return "the venue does not run"
-        for party in self.parties:
-            if behind := party.is_behind():
-                return behind
-        if self.reading:
-            if behind := self.subscriber.is_behind():
-                return behind
-            for listener, program in self.listeners.values():
-                if behind := listener.is_behind(program.consumer):
-                    return f"{program.name}: {behind}"
-        if self.replica is not None:
-            service = self.replicating.service
-            if service is None or service.replica.sequence != self.truth.sequence:
-                return "the replica is behind"
-            if service.replica.engine.digest() != self.truth.engine.digest():
-                raise Violation("the replica has another state")
-        return ""
 
     # What is told.
 
@@ -541,6 +531,11 @@ class Simulation(Observer):
         self.rot.check_snapshots()
         self.world.after(self.dice.randrange(1, S), machine.boot)
         return True
+
+    def lose_power_again(self) -> None:
+        """Unless the faults are over."""
+        if not self.is_calm:
+            self.lose_power()
 
     def watched(self, fault: Fault, folder: str) -> Fault:
         """The fault of a folder of the venue, noted when it comes true."""

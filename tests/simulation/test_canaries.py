@@ -7,6 +7,8 @@ import pytest
 from tests.simulation.__main__ import Failed, run_seed
 from tests.simulation.canaries import CANARIES, planted
 
+pytestmark = pytest.mark.once
+
 SEEDS_MAX: Final = 40
 """Seeds within which a bug must be found."""
 
@@ -15,6 +17,15 @@ ASKED_FOR: Final = {
     *("dropped_last_record", "reused_sequence_number", "double_replay"),
     *("snapshot_one_record_late", "torn_rule_too_lax"),
 }
+
+FAVORED: Final = {
+    "ignored_failed_sync": "sync_error",
+    "repeated_sync": "sync_error",
+    "torn_rule_too_lax": "rot_journal",
+    "aside_without_sync": "flicker",
+    "start_without_sync": "kill_at",
+}
+"""Kinds of faults that bring some of them to light: all seeds have others, too."""
 
 
 def test_the_canaries_are_there() -> None:
@@ -25,7 +36,7 @@ def test_the_canaries_are_there() -> None:
 def test_a_planted_bug_is_found(name: str) -> None:
     with planted(name):
         for seed in range(1, SEEDS_MAX + 1):
-            result = run_seed(seed)
+            result = run_seed(seed, favored=FAVORED.get(name, ""))
             if isinstance(result, Failed):
                 print(result.text.splitlines()[0])
                 return

@@ -244,12 +244,20 @@ class Party:
                 raise Violation(f"{self.session}: report {first + index + 1} is another one")
 
     def _check_tickets(self) -> None:
+        journaled = self._truth.commands.get(self.session_id, {})
         done: Counter[bytes] = Counter()
         unknown: Counter[bytes] = Counter()
         for ticket in self.tickets:
-            outcome = _outcome(ticket)
-            if outcome is not None:
-                (done if outcome else unknown)[wire.encode(ticket.command)] += 1
+            payload = wire.encode(ticket.command)
+            is_decided, report = _outcome(ticket)
+            if is_decided is None:
+                unknown[payload] += 1
+                continue
+            if report is not None and report.number != ticket.number:
+                raise Violation(f"{self.session}: request {ticket.number} has another's answer")
+            if is_decided and journaled.get(ticket.number) != payload:
+                raise Violation(f"{self.session}: request {ticket.number} is another one there")
+            done[payload] += is_decided
         applied: Counter[bytes] = Counter()
         for (owner, payload), count in self._truth.applied.items():
             if owner == self.session_id:
@@ -262,26 +270,29 @@ class Party:
                 raise Violation(f"{self.session}: a command was applied that nobody sent so often")
 
 
-def _outcome(ticket: Ticket[Any]) -> bool | None:
-    """True: the venue has decided it; None: it never will; False: nobody knows."""
+def _outcome(ticket: Ticket[Any]) -> tuple[bool | None, Any]:
+    """Whether the venue has decided it, None when nobody knows, and the answer, if there is one."""
     if not ticket.is_final:
-        return False
+        return None, None
     try:
-        ticket.result()
-    except (SessionRejectError, NotReceivedError):
-        return None
+        return True, ticket.result()
+    except NotReceivedError:
+        return False, None
+    except SessionRejectError as error:
+        return False, error.report
     except OutcomeUnknownError:
-        return False
-    except RequestRejectedError:
-        return True
-    return True
+        return None, None
+    except RequestRejectedError as error:
+        return True, error.report
 
 
 class Trader(Party):
     """Enters, replaces and cancels orders of account `number`."""
 
-    def __init__(self, truth: Truth, number: int, dice: Random, pace_s: float) -> None:
-        super().__init__(truth, number + 1, "desk", dice, pace_s)
+    def __init__(
+        self, truth: Truth, number: int, dice: Random, pace_s: float, session: str = "desk"
+    ) -> None:
+        super().__init__(truth, number + 1, session, dice, pace_s)
         self._number = number
 
     def send(self, client: Client) -> Ticket[Any]:

@@ -10,7 +10,7 @@ import select
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -40,21 +40,21 @@ WENT_ON: Final = 0
 STORAGE_FAILED: Final = 74
 
 REPLICA_CALLS: Final = {
-    "pwrite64": 6,
-    "fdatasync": 9,
-    "fsync": 9,
-    "rename": 3,
-    "unlink": 3,
-    "fadvise64": 2,
+    "pwrite64": (1, 2, 4),
+    "fdatasync": (1, 2, 3, 6),
+    "fsync": (1, 2, 3, 5),
+    "rename": (1, 2),
+    "unlink": (1, 2),
+    "fadvise64": (1,),
 }
-"""Kinds of calls, and how many of each are tried."""
+"""Kinds of calls, and which of each are tried."""
 CHECKPOINT: Final = "data/feed/checkpoint.tmp"
-FEED_CALLS: Final = {"openat": 1, "pwrite64": 1, "fsync": 1, "rename": 1}
+FEED_CALLS: Final = dict.fromkeys(("openat", "pwrite64", "fsync", "rename"), (1,))
 
 
-def _injections(calls: dict[str, int], path: str) -> Iterator[Injection]:
-    for call, count in calls.items():
-        for nth in range(1, count + 1):
+def _injections(calls: Mapping[str, tuple[int, ...]], path: str) -> Iterator[Injection]:
+    for call, which in calls.items():
+        for nth in which:
             for fault in (KILL, EIO, ENOSPC):
                 yield Injection(Point(call, path, nth), fault)
         yield Injection(Point(call, path, 1), EIO, is_persistent=True)

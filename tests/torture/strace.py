@@ -22,6 +22,7 @@ __all__ = [
     "find_points",
     "is_available",
     "read_log",
+    "sample",
     "trace_files",
     "trace_injection",
 ]
@@ -119,6 +120,14 @@ def read_log(log: Path) -> list[Call]:
 
 def _call(thread: int, name: str, arguments: str, result: str) -> Call:
     return Call(thread, name, arguments, "INJECTED" in result, result.startswith("-1"))
+
+
+def sample(points: list[Point]) -> list[Point]:
+    """Of each kind of call on each file the first, the third and the last."""
+    last: dict[tuple[str, str], int] = {}
+    for call, path, nth in points:
+        last[call, path] = max(nth, last.get((call, path), 0))
+    return [point for point in points if point.nth in (1, 3, last[point.call, point.path])]
 
 
 def find_points(log: Path, folder: Path) -> list[Point]:

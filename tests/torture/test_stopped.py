@@ -34,6 +34,8 @@ from tools.venue_process import (
 )
 from tools.venue_settings import change_settings
 
+pytestmark = pytest.mark.once
+
 EX_FOLDER_HELD: Final = 69
 SEED: Final = "stopped"
 SILENCE_S: Final = 0.2

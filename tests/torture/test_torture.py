@@ -11,6 +11,8 @@ from tests.torture.script import Pattern, make_pattern
 from tests.torture.serve import EINTR, EIO, ENOSPC, KILL, run_serve
 from tests.torture.strace import Injection, Point
 
+pytestmark = pytest.mark.once
+
 COMMANDS: Final = "data/commands/"
 FIRST_SEGMENT: Final = COMMANDS + f"{1:020}-{1:020}.segment"
 NEXT_SEGMENT: Final = COMMANDS + f"{2:020}.prepared"

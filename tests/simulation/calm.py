@@ -1,0 +1,73 @@
+"""When the faults are over: who has not come to the head, and what else must happen by itself."""
+
+from typing import TYPE_CHECKING, Any, Final
+
+from tests.simulation.disks import Disks, Violation
+from tests.simulation.hosts import Task, client_surroundings
+from tests.simulation.units import Machine
+from tests.simulation.workload import Trader
+from tests.simulation.world import Process, S
+
+if TYPE_CHECKING:
+    from tests.simulation.run import Simulation
+
+__all__ = ["find_behind", "haunt"]
+
+BATCH_MAX: Final = 150
+"""Commands of a batch, at most: what all clients together have open."""
+GHOST_CHANCE: Final = 0.25
+GHOST_NS_MAX: Final = 30 * S
+"""Many keepalives."""
+JOIN_NS_MAX: Final = 60 * S
+
+
+def find_behind(sim: "Simulation") -> str:
+    """Who has not come to the head, "" when everybody has."""
+    venue = sim.program.venue
+    if not sim.venue.is_ready or venue is None:
+        return "the venue does not run"
+    deadline_ns = venue.engine.next_deadline_ns
+    if 0 < deadline_ns < sim.venue_machine.host.clock.time_ns() - S:
+        return "a deadline is overdue"
+    for party in sim.parties:
+        if behind := party.is_behind():
+            return behind
+    if sim.reading:
+        if behind := sim.subscriber.is_behind():
+            return behind
+        for listener, program in sim.listeners.values():
+            if behind := listener.is_behind(program.consumer):
+                return f"{program.name}: {behind}"
+    if sim.replica is not None:
+        service = sim.replicating.service
+        if service is None or service.replica.sequence != sim.truth.sequence:
+            return "the replica is behind"
+        if service.replica.engine.digest() != sim.truth.engine.digest():
+            raise Violation("the replica has another state")
+        newest = service.snapshotter.newest
+        last = newest.head.sequence if newest is not None else 0
+        if sim.truth.sequence - last > sim.replicating.snapshots.every_commands + BATCH_MAX:
+            return "the replica makes no snapshots"
+    return ""
+
+
+def haunt(sim: "Simulation") -> None:
+    """A client whose machine is gone without a word: the venue notices, and ends the session."""
+    if sim.plan.random() > GHOST_CHANCE:
+        return
+    ghost = Trader(sim.truth, 1, sim.world.dice("ghost"), 1.0, "ghost")
+    machine = Machine(sim.world, "ghost", Disks(sim.world.dice("-"), lambda _: None))
+
+    def make(process: Process) -> Any:
+        return ghost.run(sim.address, client_surroundings(process))
+
+    ghost.is_over = True
+    machine.add(Task("ghost", make, sim.program)).start()
+    sim.run_until(lambda: ghost.session_id > 0, JOIN_NS_MAX, "nobody gets in")
+    machine.power_loss()
+    session = ghost.session_id
+    sim.run_until(
+        lambda: not sim.truth.engine.session(session).is_connected,
+        GHOST_NS_MAX,
+        "a client that is gone counts as connected",
+    )
