@@ -115,8 +115,10 @@ def say_summary(passed: Sequence[Summary], failed: Sequence[Failed], seconds: fl
         f"{len(passed)} seeds passed, {len(failed)} failed, {seconds:.0f} s; "
         f"{sum(one.command_count for one in passed)} commands in "
         f"{sum(one.batch_count for one in passed)} batches, "
+        f"{sum(one.long_count for one in passed)} of several sectors, "
         f"{sum(one.report_count for one in passed)} reports, "
         f"{sum(one.crash_count for one in passed)} crashes of the venue, "
+        f"{sum(one.repaired_count for one in passed)} torn ends repaired, "
         f"{sum(one.snapshot_count for one in passed)} snapshots compared, "
         f"{sum(one.archived_count for one in passed)} segments archived"
     )

@@ -16,7 +16,7 @@ from tests.simulation.truth import Truth, check_folder
 from tests.simulation.units import Rules, Unit
 from tests.simulation.world import Process, S
 
-__all__ = ["ArchiveProgram", "check_archived", "is_archived", "movable_count", "put_back"]
+__all__ = ["ArchiveProgram", "check_journal", "is_archived", "movable_count", "put_back"]
 
 FAILED: Final = 1
 NO_RESTART: Final = Rules(frozenset(range(256)), S, S, 1)
@@ -79,7 +79,16 @@ def put_back(disks: Disks) -> None:
     restore_segments(disks.folder("archive"), disks.folder("commands"), lambda line: None)
 
 
-def check_archived(disks: Disks, truth: Truth) -> None:
+def check_journal(disks: Disks, truth: Truth) -> None:
+    """The journal has every durable record, here or in the archive."""
+    commands = disks.folder("commands")
+    if is_archived(commands):
+        _check_archived(disks, truth)
+    else:
+        check_folder(commands, truth)
+
+
+def _check_archived(disks: Disks, truth: Truth) -> None:
     """What is left begins where the archive ends, and both together are the whole journal."""
     commands = disks.folder("commands")
     records = [*read_only(commands, is_partial=True).records()]

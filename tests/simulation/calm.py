@@ -1,7 +1,10 @@
 """When the faults are over: who has not come to the head, and what else must happen by itself."""
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
+from protocol.order_entry import OrderAccepted, OrderFilled
+from protocol.wire import peek_tag
 from tests.simulation.disks import Disks, Violation
 from tests.simulation.hosts import Task, client_surroundings
 from tests.simulation.units import Machine
@@ -11,9 +14,16 @@ from tests.simulation.world import Process, S
 if TYPE_CHECKING:
     from tests.simulation.run import Simulation
 
-__all__ = ["find_behind", "haunt"]
+__all__ = ["BATCH_COUNT_MIN", "FAULTS_MIN", "check_work", "find_behind", "haunt"]
 
-BATCH_MAX: Final = 150
+BATCH_COUNT_MIN: Final = 300
+FAULTS_MIN: Final = 3
+ACCEPTED_MIN: Final = 30
+FILLED_MIN: Final = 20
+TOLD_MIN: Final = 50
+"""Messages that each reader was told."""
+
+BATCH_MAX: Final = 250
 """Commands of a batch, at most: what all clients together have open."""
 GHOST_CHANCE: Final = 0.25
 GHOST_NS_MAX: Final = 30 * S
@@ -49,6 +59,26 @@ def find_behind(sim: "Simulation") -> str:
         if sim.truth.sequence - last > sim.replicating.snapshots.every_commands + BATCH_MAX:
             return "the replica makes no snapshots"
     return ""
+
+
+def check_work(sim: "Simulation") -> None:
+    """A seed in which hardly anything has happened has shown nothing."""
+    assert len(sim.truth.records) >= BATCH_COUNT_MIN, "hardly anything happened"
+    assert sim.crash_count >= 1, "no crash"
+    assert sim.faults.total() >= FAULTS_MIN, "hardly a fault"
+    tags: Counter[Any] = Counter(
+        peek_tag(payload) for one in sim.truth.reports.values() for payload in one
+    )
+    accepted, filled = (
+        tags[OrderAccepted.__struct_config__.tag],
+        tags[OrderFilled.__struct_config__.tag],
+    )
+    assert accepted >= ACCEPTED_MIN, f"{accepted} orders were accepted"
+    assert filled >= FILLED_MIN, f"{filled} fills"
+    if sim.reading:
+        told = [sim.subscriber.report_count, sum(sim.subscriber.next_numbers.values())]
+        told += [listener.event_count for listener, _ in sim.listeners.values()]
+        assert min(told) >= TOLD_MIN, f"readers were told {told} messages"
 
 
 def haunt(sim: "Simulation") -> None:

@@ -29,6 +29,7 @@ from journal import (
     EventLog,
     EventRecord,
     Journal,
+    JournalDamaged,
     JournalError,
     JournalFailed,
     Position,
@@ -222,6 +223,58 @@ def torn_rule_too_lax(patches: _Patches) -> None:
         return lax
 
     patches.set(journal.reader, "judge_tail", make)
+
+
+def torn_rule_too_strict(patches: _Patches) -> None:
+    """A record that was torn before anybody knew of it counts as damage."""
+
+    def make(judge: Any) -> Any:
+        def strict(file: Any, segment: Any, offset: int, head: Head, defect: Any) -> Tail:
+            tail: Tail = judge(file, segment, offset, head, defect)
+            if tail.torn_size:
+                raise JournalDamaged("torn, says the canary", file=segment.name, offset=offset)
+            return tail
+
+        return strict
+
+    patches.set(journal.reader, "judge_tail", make)
+
+
+def torn_end_stays(patches: _Patches) -> None:
+    """What was torn is not zeroed before records are written over it."""
+    patches.set(Journal, "_cut_torn_tail", lambda _: lambda journal: None)
+
+
+def torn_end_unsynced(patches: _Patches) -> None:
+    """What was torn is zeroed, and the zeroes are not synced."""
+
+    def make(cut: Any) -> Any:
+        def cut_carelessly(journal: Any) -> None:
+            storage = journal._storage
+            journal._storage = _NoFileSync(storage)
+            try:
+                cut(journal)
+            finally:
+                journal._storage = storage
+
+        return cut_carelessly
+
+    patches.set(Journal, "_cut_torn_tail", make)
+
+
+class _NoFileSync:
+    """A storage that does not sync the files that were there."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def open(self, name: str, *, is_writable: bool = False) -> Any:
+        file: Any = self._storage.open(name, is_writable=is_writable)
+        file.sync_data = lambda: None
+        return file
 
 
 def kept_marker(patches: _Patches) -> None:
@@ -516,6 +569,7 @@ CANARIES: Final[dict[str, Bug]] = {
     for bug in (
         *(release_before_sync, ignored_failed_sync, repeated_sync, skipped_directory_sync),
         *(dropped_last_record, reused_sequence_number, double_replay, snapshot_one_record_late),
+        *(torn_rule_too_strict, torn_end_stays, torn_end_unsynced),
         *(torn_rule_too_lax, unsynced_manifest, kept_marker, start_without_sync),
         *(packets_before_sync, events_before_sync, position_too_far, resume_skips_a_report),
         *(event_log_forgets, client_sends_again, feed_skips_a_record, consumer_forgets),

@@ -20,17 +20,28 @@ from journal.memory import AttachedStorage, MemoryFile, MemoryStorage, PowerLoss
 from journal.storage import LOCK_NAME
 from tests.simulation.world import Process
 
-__all__ = ["PLENTY", "Disks", "DurableRecord", "RecordWatch", "Violation", "WatchedFile"]
+__all__ = [
+    "PLENTY",
+    "SECTOR_SIZE",
+    "Disks",
+    "DurableRecord",
+    "RecordWatch",
+    "Violation",
+    "WatchedFile",
+    "WriteCut",
+]
 
 PLENTY: Final = 2**62
 """Bytes that are left on a disk that is never full."""
 
 PAGE_SIZE: Final = 4096
 """A process that is killed in the middle of a write has written whole pages."""
+SECTOR_SIZE: Final = 512
+"""Records are whole sectors; a power loss may leave any of them."""
 
 LOSSES: Final = (
     PowerLoss(),
-    PowerLoss(zeroed=0),
+    *(PowerLoss(zeroed=0),) * 3,
     PowerLoss(kept=8),
     PowerLoss(dropped=8),
     PowerLoss(kept=1, dropped=0, zeroed=0),
@@ -73,6 +84,25 @@ class _Written(NamedTuple):
     content: bytes
 
 
+class WriteCut(NamedTuple):
+    """The venue's end in a write of a record."""
+
+    end: Callable[[], object]
+    size_min: int
+    """Of the record, in bytes: smaller ones are let pass."""
+    is_part: bool
+    """Some of its pages are written; else all of them are, and none is synced."""
+
+    def written_size(self, offset: int, size: int) -> int:
+        """How much of a record of this place and size is written; 0: it is let pass."""
+        if size < self.size_min:
+            return 0
+        if not self.is_part:
+            return size
+        inner = range(PAGE_SIZE - offset % PAGE_SIZE, size, PAGE_SIZE)
+        return inner[len(inner) // 2] if inner else 0
+
+
 class _File:
     """What is known of one file, whatever its name."""
 
@@ -95,8 +125,10 @@ class RecordWatch:
         self.segment = 0
         self.end = 0
         """Of the last durable record."""
-        self.cut_next: Callable[[], None] | None = None
-        """Called in the middle of the next write of a record, after some of its pages."""
+        self.long_count = 0
+        """Durable records of more than one sector."""
+        self.cuts: list[WriteCut] = []
+        """Each of the next record that it fits."""
         self._on_durable = on_durable
         self._files: dict[str, _File] = {}
         self._synced: dict[str, _File] = {}
@@ -113,6 +145,15 @@ class RecordWatch:
             file.unsynced.clear()
             if self._synced.get(file.name) is file:
                 self._take(file)
+
+    def take_cut(self, offset: int, content: bytes) -> tuple[int, WriteCut] | None:
+        """What happens in this write, and how much of it is done before; None: nothing."""
+        if self.cuts and content[:8] == RECORD_MAGIC:
+            for cut in self.cuts:
+                if size := cut.written_size(offset, len(content)):
+                    self.cuts.remove(cut)
+                    return size, cut
+        return None
 
     def sync_failed(self, file: _File) -> None:
         """A sync of the file has failed; what it should have written is marked clean."""
@@ -183,6 +224,7 @@ class RecordWatch:
             self.sequence, self.hash = record.last_sequence, record.hash
             self.segment, self.end = record.segment, record.end
             self.record_count += 1
+            self.long_count += len(written.content) > SECTOR_SIZE
             self._on_durable(record)
         file.unnamed.clear()
 
@@ -220,16 +262,14 @@ class WatchedFile:
         self.close = file.close
 
     def write(self, offset: int, content: bytes) -> None:
-        kill = self._watch.cut_next
-        if kill is not None and content[:8] == RECORD_MAGIC:
-            self._watch.cut_next = None
-            pages = [at for at in range(offset, offset + len(content)) if at % PAGE_SIZE == 0]
-            if pages:
-                self._file.write(offset, content[: pages[len(pages) // 2] - offset])
-            kill()
-            raise OSError(errno.EBADF, "killed in a write")
-        self._file.write(offset, content)
-        self._watch.wrote(self._known, offset, content)
+        taken = self._watch.take_cut(offset, content)
+        size = taken[0] if taken is not None else len(content)
+        self._file.write(offset, content[:size])
+        if size == len(content):
+            self._watch.wrote(self._known, offset, content)
+        if taken is not None:
+            taken[1].end()
+            raise OSError(errno.EBADF, "ended in a write")
 
     def sync_data(self) -> None:
         self._file.sync_data()

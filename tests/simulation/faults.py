@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from journal.faulty import Fault, Kind
 from tests.simulation.archiving import movable_count
+from tests.simulation.disks import SECTOR_SIZE, WriteCut
 from tests.simulation.stream import Stream
 from tests.simulation.units import Unit
+from tests.simulation.workload import Trader
 from tests.simulation.world import MS, S
 
 if TYPE_CHECKING:
@@ -42,6 +44,9 @@ START_OPERATIONS: Final[tuple[tuple[Kind, int], ...]] = (
 )
 """What a start does with the journal, and how often at least."""
 SNAPSHOT_OPERATIONS: Final = 10
+LONG_SIZE: Final = 3 * SECTOR_SIZE
+"""Of a record that can be torn in many ways."""
+BURST_CHANCE: Final = 0.1  # of every trader, when such a record is wanted
 OPERATIONS_MAX: Final = 24
 """A process that is to die at an operation of its disks dies at one of the next so many."""
 
@@ -137,12 +142,32 @@ def lose_power_at(sim: "Simulation") -> bool | None:
 
 def kill_in_write(sim: "Simulation") -> bool | None:
     """SIGKILL of the venue when some pages of a record are written."""
+    return _cut_write(sim, sim.dice.randrange(3), is_part=True)
+
+
+def lose_power_in_write(sim: "Simulation") -> bool | None:
+    """Power loss some times, each time between the write of a record and its sync."""
+    return _cut_write(sim, sim.dice.randrange(1, 7))
+
+
+def _cut_write(
+    sim: "Simulation", more_count: int, size_min: int = LONG_SIZE, *, is_part: bool = False
+) -> bool | None:
+    """Of the next record of that size; and then so many power losses more, most of them in
+    the first record that comes: it is small, and follows whatever the start has repaired."""
+    kind = sim.kind
 
     def end() -> None:
-        sim.note_fault("kill_in_write")
-        sim.venue.kill()
+        sim.note_fault(kind)
+        if more_count:
+            sim.kind = kind
+            _cut_write(sim, more_count - 1, sim.dice.choice((1, 1, 1, LONG_SIZE)))
+        (sim.venue.kill if is_part else sim.lose_power)()
 
-    sim.disks.watch.cut_next = end
+    for party in sim.parties:
+        if isinstance(party, Trader):
+            party.burst_chance = max(party.burst_chance, BURST_CHANCE)
+    sim.disks.watch.cuts.append(WriteCut(end, size_min, is_part))
     return None
 
 
@@ -547,7 +572,7 @@ CRASHES: Final[dict[str, Function]] = {
     function.__name__: function
     for function in (
         *(kill, lose_power, flicker, kill_at, lose_power_at, kill_in_write),
-        *(kill_at_start, lose_power_at_start),
+        *(lose_power_in_write, kill_at_start, lose_power_at_start),
     )
 }
 _OTHERS: Final[tuple[Function, ...]] = (

@@ -22,6 +22,9 @@ FAVORED: Final = {
     "ignored_failed_sync": "sync_error",
     "repeated_sync": "sync_error",
     "torn_rule_too_lax": "rot_journal",
+    "torn_rule_too_strict": "lose_power_in_write",
+    "torn_end_stays": "lose_power_in_write",
+    "torn_end_unsynced": "lose_power_in_write",
     "aside_without_sync": "flicker",
     "start_without_sync": "kill_at",
 }

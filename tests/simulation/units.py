@@ -196,7 +196,6 @@ class Unit:
         if process is not None:
             exit = Exit(-1, 9)
             self.exits.append(exit)
-            self.machine.disk.ended(process)
             self.machine.observer.ended(self, exit)
 
     def booted(self) -> None:
@@ -222,6 +221,7 @@ class Unit:
         self.start_count += 1
         self._starts.append(world.now_ns)
         process = self.process = machine.host.process(self.program.name)
+        process.on_end = machine.disk.ended
         machine.observer.starting(self, process)
         process.start(self.program.main(self, process), self._on_exit)
 
@@ -234,7 +234,6 @@ class Unit:
         self.is_ready = False
         self.exits.append(exit)
         machine = self.machine
-        machine.disk.ended(process)
         machine.observer.ended(self, exit)
         if not self.is_enabled:
             return

@@ -54,6 +54,8 @@ NS_PER_S: Final = 1_000_000_000
 BACKOFF: Final = Backoff(initial_ms=5, maximum_ms=200, attempts_max=100)
 OPEN_MAX: Final = 24
 """Requests that a party has open at a time: batches stay smaller than the smallest segment."""
+BURST_MAX: Final = 72
+"""The same of a trader that sends a burst: three, and the others, still fit that segment."""
 IMAGE_CHANCE: Final = 0.02
 IMAGE_PAUSE_S: Final = 1.1
 """The venue makes one a second."""
@@ -130,6 +132,8 @@ class Party:
         self.lives: list[Life] = []
         self.tickets: list[Ticket[Any]] = []
         self.is_over = False
+        self.burst_chance = 0.0
+        """That it sends much at once: records of many sectors."""
         self.image_count = 0
         """State images that were compared since it was over."""
         self.client: Client | None = None
@@ -176,9 +180,12 @@ class Party:
                 self._act(client)
 
     def _act(self, client: Client) -> None:
+        dice = self._dice
+        is_burst = dice.random() < self.burst_chance
+        open_max = BURST_MAX if is_burst else OPEN_MAX
         try:
-            for _ in range(self._dice.randrange(1, 5)):
-                if client.pending_count >= OPEN_MAX:
+            for _ in range(dice.randrange(4, BURST_MAX) if is_burst else dice.randrange(1, 5)):
+                if client.pending_count >= open_max:
                     return
                 self.tickets.append(self.send(client))
         except (NotConnectedError, SendBufferFullError):

@@ -279,6 +279,8 @@ class Process:
         """What the system closes when the process ends: connections, listeners, datagrams."""
         self.loop_facade = ProcessLoop(self)
         self.loop = cast("asyncio.AbstractEventLoop", self.loop_facade)
+        self.on_end: Callable[[Process], object] | None = None
+        """Called at its end, before anything of it could go on: its files are closed."""
         self._on_exit: Callable[[Process], object] | None = None
         self._main_coroutine: Coroutine[Any, Any, int] | None = None
 
@@ -355,6 +357,8 @@ class Process:
         del self.host.processes[self]
         for one in list(self.sockets):
             one.drop(is_silent)
+        if self.on_end is not None:
+            self.on_end(self)
         if self._on_exit is not None:
             self.world.after(0, self._tell_exit)
 
