@@ -227,7 +227,11 @@ def head_of(replica: Replica, at: CommandsState, image: bytes) -> SnapshotHead:
 
 def sync_events(events: Storage, segment: int) -> None:
     """Make durable what the venue has written to this segment of events/: it syncs full ones only,
-    and a snapshot counts only when events/ reaches it after a loss of power too. Raises OSError."""
+    and a snapshot counts only when events/ reaches it after a loss of power too. Raises OSError.
+
+    What is read next is what the disk has: after a sync that failed, whoever met it, the system may
+    hold pages that never got there and call them clean, and a later sync then succeeds.
+    """
     with closing(events.open(segment_name(segment))) as file:
-        file.sync_data()
+        file.settle()
     events.sync_folder()

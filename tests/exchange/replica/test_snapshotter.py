@@ -16,7 +16,7 @@ from exchange.replica.surroundings import Surroundings
 from journal import SnapshotFolder, encode_position, read_only
 from journal.event_format import INDEX_SUFFIX, segment_name
 from journal.faulty import Fault, FaultyStorage, Kind
-from journal.memory import MemoryStorage
+from journal.memory import MemoryStorage, PowerLoss
 from tests.exchange.feed.loops import on_both_loops
 from tests.exchange.node.snapshots import head_at
 from tests.exchange.replica.desk import (
@@ -297,6 +297,20 @@ async def test_the_end_of_events_is_looked_at_for_every_snapshot() -> None:
         world.events_disk.flip(segment, 8 * world.position.events_offset - 100)
         await desk.attempt()
         assert (desk.made_count, desk.failure_count) == (1, 1)
+
+
+@on_both_loops
+async def test_a_failed_sync_of_events_is_never_taken_for_a_later_good_one() -> None:
+    """The system calls pages clean that never reached the disk: a second sync succeeds, and what is
+    in memory looks right. No snapshot may count on it."""
+    world = trading_world(31, turns=30)
+    async with Desk.open(world, ALWAYS) as desk:
+        segment = world.events_disk.open(segment_name(world.position.events_segment))
+        segment.fail_sync(Random(1), PowerLoss(kept=0, dropped=1, zeroed=0))
+        await desk.attempt()
+        assert (desk.made_count, desk.failure_count) == (0, 1)
+        assert "events/ has not what the journal caused" in desk.lines[-1]
+    assert world.snapshots_disk.names() == []
 
 
 @on_both_loops
