@@ -14,7 +14,7 @@ from tests.simulation.world import Process, S
 if TYPE_CHECKING:
     from tests.simulation.run import Simulation
 
-__all__ = ["BATCH_COUNT_MIN", "FAULTS_MIN", "check_work", "find_behind", "haunt"]
+__all__ = ["BATCH_COUNT_MIN", "FAULTS_MIN", "check_work", "find_behind", "watch_idle"]
 
 BATCH_COUNT_MIN: Final = 300
 FAULTS_MIN: Final = 3
@@ -81,7 +81,24 @@ def check_work(sim: "Simulation") -> None:
         assert min(told) >= TOLD_MIN, f"readers were told {told} messages"
 
 
-def haunt(sim: "Simulation") -> None:
+def watch_idle(sim: "Simulation") -> None:
+    """Nobody sends anything, and what is due happens."""
+    _await_deadline(sim)
+    _haunt(sim)
+
+
+def _await_deadline(sim: "Simulation") -> None:
+    """What is due next, an order's end say, happens though nobody sends anything."""
+    venue = sim.program.venue
+    assert venue is not None, "everybody has come to the head"
+    engine = venue.engine
+    first_ns = engine.next_deadline_ns
+    sim.run_until(
+        lambda: not 0 < engine.next_deadline_ns <= first_ns, JOIN_NS_MAX, "a deadline is overdue"
+    )
+
+
+def _haunt(sim: "Simulation") -> None:
     """A client whose machine is gone without a word: the venue notices, and ends the session."""
     if sim.plan.random() > GHOST_CHANCE:
         return

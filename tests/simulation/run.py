@@ -19,7 +19,7 @@ from exchange.core.limits import GENESIS_DEFAULTS
 from exchange.node.failure import Exit as Code
 from journal.faulty import Fault
 from tests.simulation.archiving import ArchiveProgram, check_journal, is_archived, put_back
-from tests.simulation.calm import BATCH_COUNT_MIN, FAULTS_MIN, check_work, find_behind, haunt
+from tests.simulation.calm import BATCH_COUNT_MIN, FAULTS_MIN, check_work, find_behind, watch_idle
 from tests.simulation.disks import PLENTY, Disks, Violation
 from tests.simulation.faults import COPY_KINDS, KINDS, READER_KINDS, REPLICA_KINDS, draw_schedule
 from tests.simulation.hosts import (
@@ -367,7 +367,7 @@ class Simulation(Observer):
             self.run_until(lambda: not self.archiver.is_running, CALM_NS_MAX, "it archives")
             if self.archiver.exits[-1] != Exit(0):
                 raise Violation(f"archiving ends with {self.archiver.exits[-1]}")
-        haunt(self)
+        watch_idle(self)
 
     def _close(self) -> None:
         """Stop cleanly, and compare everything."""
