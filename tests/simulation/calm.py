@@ -23,6 +23,9 @@ FILLED_MIN: Final = 20
 TOLD_MIN: Final = 50
 """Messages that each reader was told."""
 
+EXCUSED_MAX: Final = 3
+"""Snapshots in a row that a full disk or a spoiled call may have kept a replica from making."""
+
 BATCH_MAX: Final = 250
 """Commands of a batch, at most: what all clients together have open."""
 GHOST_CHANCE: Final = 0.25
@@ -54,9 +57,12 @@ def find_behind(sim: "Simulation") -> str:
             return "the replica is behind"
         if service.replica.engine.digest() != sim.truth.engine.digest():
             raise Violation("the replica has another state")
-        newest = service.snapshotter.newest
-        last = newest.head.sequence if newest is not None else 0
-        if sim.truth.sequence - last > sim.replicating.snapshots.every_commands + BATCH_MAX:
+        maker = service.snapshotter
+        last = maker.newest.head.sequence if maker.newest is not None else 0
+        is_late = sim.truth.sequence - last > sim.replicating.snapshots.every_commands + BATCH_MAX
+        # One that a fault has spoiled is tried again when the next one is due.
+        excused_count = EXCUSED_MAX if not maker.made_count else maker.failure_count
+        if is_late and not 1 <= maker.failure_count <= excused_count:
             return "the replica makes no snapshots"
     return ""
 
@@ -77,7 +83,7 @@ def check_work(sim: "Simulation") -> None:
     assert filled >= FILLED_MIN, f"{filled} fills"
     if sim.reading:
         told = [sim.subscriber.report_count, sum(sim.subscriber.next_numbers.values())]
-        told += [listener.event_count for listener, _ in sim.listeners.values()]
+        # A consumer may have come behind everything, by a snapshot, and be told nothing more.
         assert min(told) >= TOLD_MIN, f"readers were told {told} messages"
 
 

@@ -54,6 +54,7 @@ OTHERWISE: Final = {
     ("statfs", "data/events"): {0, EXIT_STORAGE_FAILED},
     # For the socket of the position: one that cannot be had is a matter of the configuration.
     ("openat", "data"): {EXIT_CONFIGURATION},
+    ("unlink", "data/position"): {EXIT_CONFIGURATION},
 }
 """Exit codes of what is not the journal."""
 
