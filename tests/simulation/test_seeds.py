@@ -6,15 +6,18 @@ BRIER_SIMULATION_SEEDS is how many (12); `python -m tests.simulation` runs any n
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Final
 
 import pytest
 
 from tests.simulation.__main__ import Failed, parse_seeds, run_seed
-from tests.source_tree import SOURCE
 
+ROOT: Final = str(Path(__file__).parents[2])
 SEED_COUNT: Final = int(os.environ.get("BRIER_SIMULATION_SEEDS", "12"))
 SCRIPT: Final = """
+import sys
+sys.path.append(sys.argv[1])  # The last one: no source hides the installed packages.
 from tests.simulation.run import Simulation
 print(*(Simulation(seed).run().run_hash for seed in range(3, 6)))
 """
@@ -31,8 +34,7 @@ def test_a_seed_is_the_same_run_whatever_the_hash_seed() -> None:
     for hash_seed in ("0", "1", "random"):
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
         done = subprocess.run(
-            [sys.executable, "-c", SCRIPT],
-            cwd=SOURCE,
+            [sys.executable, "-P", "-c", SCRIPT, ROOT],
             env=environment,
             capture_output=True,
             text=True,

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from asyncio import sleep  # It is the world's time that passes.
 from functools import partial
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -23,7 +24,6 @@ from tests.simulation.world import (
     World,
     WorldFailure,
 )
-from tests.source_tree import SOURCE
 
 GROUP = "239.1.1.1"
 
@@ -109,13 +109,13 @@ def test_a_seed_is_a_run() -> None:
 @pytest.mark.parametrize("hash_seed", ["0", "1", "random"])
 def test_a_seed_is_the_same_run_in_every_process(hash_seed: str) -> None:
     code = (
-        "import gc; gc.set_threshold(50)\n"  # Others have other garbage.
+        "import gc, sys; gc.set_threshold(50)\n"  # Others have other garbage.
+        "sys.path.append(sys.argv[1])\n"  # The last one: no source hides the installed packages.
         "from tests.simulation.test_world import busy_run\n"
         "busy_run(9); print(busy_run(3).run_hash)"
     )
     found = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=SOURCE,
+        [sys.executable, "-P", "-c", code, str(Path(__file__).parents[2])],
         env={**os.environ, "PYTHONHASHSEED": hash_seed},
         capture_output=True,
         text=True,
