@@ -11,7 +11,7 @@ packets would have kept of the records before it is read from events/.
 
 import secrets
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -131,7 +131,7 @@ def recover(surroundings: Surroundings) -> Recovered:
     if heads and heads[0].rules_version != RULES_VERSION:
         text = f"the newest snapshot has rules {heads[0].rules_version}, this build {RULES_VERSION}"
         stopped = ReplayError(EXIT_OTHER_RULES, text, heads[0].sequence)
-    for head in heads:
+    for head in _newest_first(folder, heads):
         try:
             return _recover(surroundings, folder, head, floor_sequence, start_ns)
         except _UnusableError as error:
@@ -153,6 +153,17 @@ def recover(surroundings: Surroundings) -> Recovered:
         if error.file == ARCHIVED_NAME and stopped is not None:
             raise stopped from None
         raise
+
+
+def _newest_first(folder: SnapshotFolder, heads: list[SnapshotHead]) -> Iterator[SnapshotHead]:
+    """Each head once. A replica that is behind may make newer ones meanwhile, and remove those
+    that were found; then the newer ones are next."""
+    tried = set()
+    while heads:
+        head = heads[0]
+        tried.add(head.name)
+        yield head
+        heads = [other for other in folder.heads() if other.name not in tried]
 
 
 def _recover(
