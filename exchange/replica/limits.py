@@ -19,6 +19,10 @@ PROGRESS_S: Final = 5.0
 NICENESS: Final = 10
 """A tenth of the share of the venue, where both want the same processor."""
 
+RESERVE_SEGMENTS: Final = 4
+"""Segments of commands/ for which a snapshot leaves room on the disk: one more than the venue needs
+to take orders, so that a snapshot never is what makes it refuse them."""
+
 EVENTS_LOOKS_MAX: Final = 50
 EVENTS_PAUSE_S: Final = 0.1
 """How often, and after which pause, it is looked whether events/ reaches a snapshot: the venue

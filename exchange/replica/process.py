@@ -17,11 +17,11 @@ from exchange.logs import Log
 from exchange.position import connect_position
 from exchange.process import notify, say
 from exchange.replica.failure import CONFIGURATION, STOPPED
-from exchange.replica.limits import NICENESS
+from exchange.replica.limits import NICENESS, RESERVE_SEGMENTS
 from exchange.replica.metrics import ReplicaMetrics, start_metrics
 from exchange.replica.run import REFUSALS, end_of, run_replica
 from exchange.replica.service import ReplicaService
-from exchange.replica.surroundings import RESERVE_SEGMENTS, Surroundings
+from exchange.replica.surroundings import Surroundings
 from journal import FolderStorage
 
 __all__ = ["serve"]

@@ -362,7 +362,7 @@ def test_position_message() -> None:
     position = Position(7, 1, 1024, 5, 96, 1 << 40, 3)
     message = encode_position(position)
     assert message[:16].hex() == "4252494552504f530700000000000000"
-    assert len(message) == POSITION_SIZE
+    assert len(message) == POSITION_SIZE == 64
     assert decode_position(message) == position
     for wrong in (b"", message[:-1], message + b"\0", b"X" + message[1:]):
         with pytest.raises(ValueError, match="not a position message"):

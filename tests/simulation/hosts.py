@@ -38,7 +38,7 @@ from exchange.replica.run import REFUSALS as REPLICA_REFUSALS
 from exchange.replica.run import end_of as replica_end_of
 from exchange.replica.run import run_replica
 from exchange.replica.service import ReplicaService
-from exchange.replica.surroundings import RESERVE_SEGMENTS
+from exchange.replica.limits import RESERVE_SEGMENTS
 from exchange.replica.surroundings import Surroundings as ReplicaSurroundings
 from journal import BuiltRecord, Journal, Storage
 from journal.memory import AttachedStorage, MemoryStorage

@@ -15,7 +15,7 @@ from exchange.logs import Log
 from exchange.replica.service import ReplicaService
 from exchange.replica.surroundings import Surroundings
 from journal import Position, SnapshotFolder, SnapshotHead, Storage, encode_position, read_only
-from tests.exchange.feed.loops import PATIENCE_S, until
+from tests.exchange.loops import PATIENCE_S, until
 from tests.exchange.node.market import open_market
 from tests.exchange.node.traders import Trader
 from tests.exchange.node.world import World
@@ -116,7 +116,7 @@ def make_snapshot_settings(
 
 
 class Desk:
-    """The replica and its line to the venue. `wrap` makes its folder of snapshots."""
+    """The replica and its line to the venue. `snapshots` is its folder, else the world's."""
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ from exchange.replica.source import LocalSource
 from journal import JournalDamaged, JournalHeld, Record, SnapshotFolder, Storage
 from journal.faulty import Fault, FaultyFile, FaultyStorage
 from journal.snapshot import encode_snapshot_head
-from tests.exchange.feed.loops import PATIENCE_S, on_both_loops, until
+from tests.exchange.loops import PATIENCE_S, on_both_loops, until
 from tests.exchange.node.snapshots import head_at, take_snapshot
 from tests.exchange.replica.desk import (
     Desk,
@@ -318,7 +318,7 @@ async def test_a_snapshot_comes_with_time(monkeypatch: pytest.MonkeyPatch) -> No
     timeout = asyncio.timeout
 
     def hurry(delay_s: float | None) -> asyncio.Timeout:
-        if delay_s is None or delay_s > 100:
+        if delay_s is None or delay_s > PATIENCE_S:
             timeouts.append(delay_s)
             if delay_s is not None:
                 clock.now_ns += int(delay_s * 1e9)
@@ -340,7 +340,7 @@ async def test_a_snapshot_comes_with_time(monkeypatch: pytest.MonkeyPatch) -> No
 
 @on_both_loops
 async def test_stopping_waits_for_the_step_that_was_begun() -> None:
-    """A kill would leave a file aside; a stop does not."""
+    """Nobody works in the folder after it; what lies aside then, the next start removes."""
     world = trading_world(17)
     for turns in range(30):
         world.trade(1)
