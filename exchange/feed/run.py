@@ -18,16 +18,18 @@ from exchange.feed.limits import CHECKPOINT_NS, CHECKPOINT_SIZE, DRAIN_WAIT_S
 from exchange.feed.market import Market
 from exchange.feed.saved import SavedMarket
 from exchange.feed.server import FeedServer
-from exchange.feed.source import FeedFailure, LocalSource, Source
+from exchange.feed.source import (
+    ASSERTION,
+    STORAGE_FAILED,
+    FeedFailure,
+    LocalSource,
+    Source,
+)
 from exchange.feed.streams import Streams
 from exchange.feed.surroundings import OtherFeed, Surroundings
 from journal import EventRecord, JournalError
 
 __all__ = ["REFUSALS", "Doors", "Feed", "Opened", "end_of", "run_feed"]
-
-ASSERTION: Final = 65
-STORAGE_FAILED: Final = 74
-"""Exit codes; the others come with their failures."""
 
 REFUSALS: Final = (ConfigError, FeedFailure, JournalError, AssertionError, OSError)
 """What `Feed` and `run_feed` raise."""

@@ -87,11 +87,6 @@ _GATEWAY_CODES: Final = {
     if code >= RejectCode.SHUTTING_DOWN
     or code in (RejectCode.UNKNOWN_TAG, RejectCode.INVALID_MESSAGE, RejectCode.PAYLOAD_BARRED)
 }
-_MARKET_CODES: Final = {
-    label: code
-    for label, code in _CODES.items()
-    if label not in _LOG_ON_CODES and label not in _GATEWAY_CODES
-}
 _BUCKETS: Final = {"orders": 0, "cancels": 1, "others": 2}
 
 
