@@ -10,7 +10,7 @@ import uvloop
 
 __all__ = ["PATIENCE_S", "on_both_loops", "until"]
 
-PATIENCE_S: Final = 20.0
+PATIENCE_S: Final = 120.0
 """How long a test may wait for anything; only a failing test waits that long."""
 
 NewLoop = Callable[[], asyncio.AbstractEventLoop]

@@ -22,7 +22,7 @@ from exchange.metrics import (
     LoopLag,
     MetricsServer,
 )
-from tests.exchange.client.loops import on_both_loops
+from tests.exchange.loops import on_both_loops
 from tests.exchange.node.world import START_NS, StepClock, StepLoop
 
 REQUEST = b"GET /metrics HTTP/1.1\r\nHost: venue\r\nAccept: */*\r\n\r\n"

@@ -10,7 +10,7 @@ from exchange import position as position_module
 from exchange.logs import Log
 from exchange.position import PositionClient, PositionError
 from journal import Position, encode_position
-from tests.exchange.feed.loops import on_both_loops, until
+from tests.exchange.loops import on_both_loops, until
 
 POSITIONS: Final = [Position(10 * n, 1, 512 * n, 1, 64 * n, 7, 1) for n in range(1, 7)]
 STREAM: Final = b"".join(encode_position(one) for one in POSITIONS)

@@ -65,8 +65,8 @@ from protocol.order_entry import (
 )
 from protocol.transport import LogOnRejected, NotApplied, SessionReject, Terminate
 from protocol.wire import VenueReport
-from tests.exchange.client.loops import on_both_loops
 from tests.exchange.client.peer import KEY, NOW, Peer, accept_order, silence
+from tests.exchange.loops import on_both_loops
 
 BUY: Final[dict[str, Any]] = {
     "instrument_id": 3,

@@ -21,9 +21,9 @@ from protocol.framing import SEQUENCED, SESSION, UNSEQUENCED, encode_frame
 from protocol.order_entry import NewOrder, OrderExpired
 from protocol.transport import LogOnRejected, Terminate
 from protocol.wire import encode
-from tests.exchange.client.loops import on_both_loops
 from tests.exchange.client.peer import NOW, Peer, accept_order
 from tests.exchange.client.trading import BUY, QUICK, States, send_unanswered
+from tests.exchange.loops import on_both_loops
 
 REPORT: Final = OrderExpired(1, NOW, 1, 1_001, 100, 0, 1)
 

@@ -13,7 +13,7 @@ from exchange.client import sockets as sockets_module
 from exchange.client.sockets import group_of
 from protocol.market_data import MarketDataMessage, Trade
 from tests.exchange.client.feed import EPOCH, Feed, digest, heartbeat
-from tests.exchange.client.loops import on_both_loops
+from tests.exchange.loops import on_both_loops
 
 GROUP: Final = "239.255.77.16"
 LOOPBACK: Final = "127.0.0.1"

@@ -22,7 +22,7 @@ from protocol.records import AccountRecorded
 from protocol.wire import encode
 from tests.exchange.client.feed import EPOCH, NOW, Feed
 from tests.exchange.client.feed_peer import FeedLine, FeedPeer, copied
-from tests.exchange.client.loops import on_both_loops
+from tests.exchange.loops import on_both_loops
 
 BEGINNING = DropCopyPosition(1, 0)
 PLACES = [(sequence, index) for sequence in range(5, 25) for index in range(sequence % 4)]

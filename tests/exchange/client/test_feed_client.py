@@ -40,7 +40,7 @@ from protocol.wire import encode
 from tests.exchange.client.feed import EPOCH, NOW, Feed, heartbeat
 from tests.exchange.client.feed_peer import KEY, FeedLine, FeedPeer, snapshot_packets
 from tests.exchange.client.feed_sinks import Numbers, candle, numbers_of, some_feed
-from tests.exchange.client.loops import on_both_loops
+from tests.exchange.loops import on_both_loops
 
 NUMBER: Final = SubscriptionStart.NUMBER
 LIVE: Final = SubscriptionStart.LIVE

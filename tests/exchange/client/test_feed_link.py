@@ -13,7 +13,7 @@ from protocol.feed import FeedState, PacketPiece, Skipped, Subscribed
 from protocol.session import Connection, Party, Received, Service
 from protocol.transport import Hello, LogOn, LogOnAccepted
 from tests.exchange.client.feed import EPOCH, NOW, Feed, heartbeat
-from tests.exchange.client.loops import on_both_loops
+from tests.exchange.loops import on_both_loops
 
 _LOG_ON: Final = LogOn(1, 0, b"k" * 32, "s", b"n" * 32, 0, 1_000, 0, 0, "c", b"s" * 64)
 

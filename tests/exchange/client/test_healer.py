@@ -28,8 +28,8 @@ from exchange.client.sockets import snapshot_group_of
 from protocol.codes import RejectCode, RequestEndCode, SubscriptionForm, SubscriptionStart
 from protocol.feed import FeedReject, FeedState, ReplayRequest, Skipped, Subscribed
 from tests.exchange.client.feed import EPOCH, NOW, Feed, digest, heartbeat
-from tests.exchange.client.loops import on_both_loops
 from tests.exchange.client.test_consumer import GROUP, Publisher, free_port, new_feed
+from tests.exchange.loops import on_both_loops
 
 GROUP_B: Final = "239.255.78.16"
 WHERE: Final = FeedAddress("127.0.0.1", 1, b"")

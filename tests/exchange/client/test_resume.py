@@ -42,9 +42,9 @@ from protocol.transport import (
     StatePositions,
 )
 from protocol.wire import VenueReport, encode
-from tests.exchange.client.loops import on_both_loops
 from tests.exchange.client.peer import NOW, Peer, accept_order, silence
 from tests.exchange.client.trading import BUY, QUICK, States, send_unanswered
+from tests.exchange.loops import on_both_loops
 
 AT_ONCE: Final = Backoff(initial_ms=0, maximum_ms=0, attempts_max=5)
 STATE_TAG: Final = 4

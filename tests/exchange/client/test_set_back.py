@@ -23,7 +23,7 @@ from protocol.wire import encode
 from tests.exchange.client.feed import EPOCH, NOW, Feed, heartbeat
 from tests.exchange.client.feed_peer import FeedLine, FeedPeer, copied
 from tests.exchange.client.feed_sinks import Numbers, numbers_of, some_feed
-from tests.exchange.client.loops import on_both_loops
+from tests.exchange.loops import on_both_loops
 
 NUMBER: Final = SubscriptionStart.NUMBER
 TRADES: Final = SubscriptionForm.TRADES

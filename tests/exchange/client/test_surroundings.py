@@ -9,9 +9,9 @@ from exchange.client import ClientState, Consumer
 from exchange.client.sockets import GroupSocket
 from exchange.client.surroundings import SYSTEM
 from protocol.order_entry import CancelOrder, NewOrder, ReplaceOrder
-from tests.exchange.client.loops import on_both_loops
 from tests.exchange.client.peer import Peer
 from tests.exchange.client.trading import BUY, QUICK, States
+from tests.exchange.loops import on_both_loops
 
 
 @dataclass

@@ -41,9 +41,9 @@ from protocol.session import Message, Party, Service, State
 from protocol.signing import log_on_bytes
 from protocol.transport import Hello, LogOn, LogOnAccepted
 from protocol.wire import encode
-from tests.exchange.feed.loops import until
 from tests.exchange.feed.truth import Truth
 from tests.exchange.feed.venue_log import VenueLog
+from tests.exchange.loops import until
 from tests.journal.event_life import Batch
 
 __all__ = ["ADMIN", "Desk", "MemoryTransport", "Reader", "private_key", "subscribe"]

@@ -19,7 +19,7 @@ from protocol.records import (
 )
 from protocol.wire import decode_copied
 from tests.exchange.feed.desk import ADMIN, Desk, Reader
-from tests.exchange.feed.loops import on_both_loops, until
+from tests.exchange.loops import on_both_loops, until
 
 PARTICIPANT, ACCOUNTS, ALL = DropCopyScope
 Position = tuple[int, int]

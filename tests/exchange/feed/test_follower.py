@@ -22,9 +22,9 @@ from exchange.logs import Log
 from journal import EventLog, EventRecord
 from journal.storage import FolderFile
 from protocol.codes import RejectCode
-from tests.exchange.feed.loops import PATIENCE_S, on_both_loops, until
 from tests.exchange.feed.upstream_peer import UpstreamPeer, content_of
 from tests.exchange.feed.venue_log import copy_surroundings
+from tests.exchange.loops import PATIENCE_S, on_both_loops, until
 from tests.journal.event_life import (
     Batch,
     images_of,

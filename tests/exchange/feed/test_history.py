@@ -23,8 +23,8 @@ from journal.event_format import ENTRY_HEAD
 from journal.storage import FolderFile
 from protocol.packer import Packer
 from protocol.packets import decode_packet
-from tests.exchange.feed.loops import on_both_loops, until
 from tests.exchange.feed.venue_log import EPOCH, VenueLog
+from tests.exchange.loops import on_both_loops, until
 from tests.journal.event_life import Batch, make_batches, run
 
 RARE = 5

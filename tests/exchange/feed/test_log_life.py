@@ -19,11 +19,11 @@ from exchange.feed.follower import FollowerSource
 from exchange.feed.history import History
 from exchange.feed.source import LocalSource
 from journal import EventRecord, PrivateEvent
-from tests.exchange.feed.loops import on_both_loops
 from tests.exchange.feed.test_follower import KEY, files
 from tests.exchange.feed.test_history import packets_of, private_of
 from tests.exchange.feed.upstream_peer import UpstreamPeer, content_of
 from tests.exchange.feed.venue_log import EPOCH, VenueLog, copy_surroundings
+from tests.exchange.loops import on_both_loops
 from tests.journal.event_life import Batch, images_of, make_batches
 
 BATCH_COUNT = 240

@@ -37,7 +37,7 @@ from protocol.framing import UNSEQUENCED, encode_frame
 from protocol.session import Service
 from protocol.transport import LogOnAccepted, LogOnRejected, LogOut, Terminate, VenueHeartbeat
 from tests.exchange.feed.desk import ADMIN, Desk, Reader, subscribe
-from tests.exchange.feed.loops import on_both_loops, until
+from tests.exchange.loops import on_both_loops, until
 
 NUMBER, SNAPSHOT = SubscriptionStart.NUMBER, SubscriptionStart.SNAPSHOT
 LEVELS, CANDLES, TRADES = (

@@ -17,8 +17,8 @@ from journal import FolderStorage, JournalHeld
 from protocol.codes import RejectCode, SubscriptionForm
 from protocol.feed import DropCopyRequest, LogRequest, Subscribed
 from tests.exchange.feed.desk import ADMIN, Desk, subscribe
-from tests.exchange.feed.loops import on_both_loops, until
 from tests.exchange.feed.truth import Truth
+from tests.exchange.loops import on_both_loops, until
 
 
 @on_both_loops

@@ -16,8 +16,8 @@ from exchange.feed import tail as tail_module
 from exchange.feed.source import FeedFailure, LocalSource
 from journal import EventPosition, EventRecord, JournalDamaged
 from journal.storage import FolderFile
-from tests.exchange.feed.loops import PATIENCE_S, on_both_loops, until
 from tests.exchange.feed.venue_log import EPOCH, VenueLog
+from tests.exchange.loops import PATIENCE_S, on_both_loops, until
 from tests.journal.event_life import (
     Batch,
     last_header_of,

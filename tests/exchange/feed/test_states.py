@@ -21,7 +21,7 @@ from protocol.market_data import (
 )
 from protocol.packets import decode_packet, decode_snapshot_message
 from tests.exchange.feed.desk import Desk, Reader, subscribe
-from tests.exchange.feed.loops import on_both_loops, until
+from tests.exchange.loops import on_both_loops, until
 
 FORMS: dict[SubscriptionForm, dict[str, int]] = {
     SubscriptionForm.LEVELS: {"depth": 3},

@@ -34,7 +34,6 @@ from protocol.packets import (
 )
 from protocol.transport import Terminate
 from tests.exchange.feed.desk import Desk, Reader, subscribe
-from tests.exchange.feed.loops import on_both_loops, until
 from tests.exchange.feed.reading import (
     ORDERS,
     TRADES,
@@ -45,6 +44,7 @@ from tests.exchange.feed.reading import (
     messages,
     said,
 )
+from tests.exchange.loops import on_both_loops, until
 
 
 @on_both_loops

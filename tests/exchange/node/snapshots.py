@@ -1,21 +1,19 @@
 """Snapshots of a `World`'s venue, made from outside as a replica makes them, one step at a time."""
 
 import re
-from contextlib import closing
 from typing import Any, NamedTuple
-from zlib import crc32
 
 from exchange.core.engine import Engine
 from exchange.core.replay import ReplayError, replay_record
 from exchange.node.failure import Exit
-from journal import EventReader, Record, SnapshotFolder, SnapshotHead, hash_image, read_only
-from journal.event_format import segment_name
+from journal import CommandsState, EventReader, Record, SnapshotFolder, SnapshotHead, read_only
 from journal.memory import MemoryStorage
 from journal.record import START, Head
 from protocol.order_entry import OrderAccepted
 from protocol.packets import Packet
 from tests.exchange.node.market import buy, kinds, logged_on, make_world, sell
 from tests.exchange.node.world import World
+from tests.journal.snapshot_life import make_head
 
 ORDERS = 30
 
@@ -41,27 +39,15 @@ def head_at(world: World, sequence: int, **fields: object) -> tuple[SnapshotHead
     """Head and image of the record that has this sequence; `fields` of the head are replaced."""
     engine, previous, records = replayed(world, sequence)
     record, image = records[-1], engine.image()
-    place = EventReader(world.events_disk).end_of(engine.sequence)
-    with closing(world.events_disk.open(segment_name(place.segment))) as file:
-        events_crc = crc32(file.read(0, place.offset))
-    head = SnapshotHead(
-        rules_version=record.rules_version,
-        sequence=engine.sequence,
-        time_ns=engine.time_ns,
-        term=record.term,
-        record_hash=record.head.hash,
-        previous_sequence=previous.sequence,
-        previous_term=previous.term,
-        previous_hash=previous.hash,
-        commands_segment=record.segment_number,
-        record_offset=record.offset,
-        record_count=len(records) - 1,
-        events_segment=place.segment,
-        events_offset=place.offset,
-        events_segment_size=world.event_segment_size,
-        events_crc=events_crc,
-        image_size=len(image),
-        image_hash=hash_image(image),
+    head = make_head(
+        CommandsState(
+            record.segment_number, record.offset, len(records) - 1, previous, record.head
+        ),
+        EventReader(world.events_disk).end_of(engine.sequence),
+        world.events_disk,
+        world.event_segment_size,
+        image,
+        engine.time_ns,
     )
     return head._replace(**fields), image  # type: ignore[arg-type]  # fields of any type
 
