@@ -23,6 +23,9 @@ REAL = (
 )
 """What of ours stands for the world where nothing else was given."""
 
+FILES = ("iterdir", "open()", "read_bytes", "read_text", "unlink", "write_bytes", "write_text")
+"""Called files here: what a path does to them, and `open` of the language."""
+
 NEW_VENUE = "makes a venue's folder, before there is a venue"
 PROCESS = "the process around the program; a simulator has its own"
 DEFAULTS = "the surroundings of a real process"
@@ -32,12 +35,13 @@ ADAPTERS = {
     "exchange/cli.py": ("os", PROCESS),
     "exchange/client/blocking.py": ("concurrent threading", "the asyncio client in a thread"),
     "exchange/client/client.py": ("time", "how long a request took, for show"),
-    "exchange/client/keys.py": ("os", "key files, read before anything begins"),
+    "exchange/client/keys.py": ("files os", "key files, read before anything begins"),
     "exchange/client/link.py": ("socket", OPTIONS),
     "exchange/client/sockets.py": ("socket", "real multicast"),
     "exchange/client/surroundings.py": ("SystemClock os random", DEFAULTS),
     "exchange/client/tickets.py": ("time", "how long a request took, for show"),
     "exchange/clock.py": ("time", "the clock"),
+    "exchange/config.py": ("files", "the settings, read before anything begins"),
     "exchange/feed/connection.py": ("socket", OPTIONS),
     "exchange/feed/service.py": (
         "FolderStorage SystemClock connect_position notify open_lines raise_open_files say signal "
@@ -49,13 +53,13 @@ ADAPTERS = {
     "exchange/logs.py": ("time", "a default"),
     "exchange/multicast.py": ("socket", "real multicast"),
     "exchange/node/commit.py": ("queue threading", "the worker thread of commits"),
-    "exchange/node/position.py": ("os socket", "binds the socket's path; options"),
+    "exchange/node/position.py": ("files os socket", "binds the socket's path; options"),
     "exchange/node/recovery.py": ("run_in_thread secrets", DEFAULTS),
     "exchange/node/service.py": (
-        "FolderStorage SystemClock notify open_lines raise_open_files say signal uvloop",
+        "FolderStorage SystemClock files notify open_lines raise_open_files say signal uvloop",
         PROCESS,
     ),
-    "exchange/node/setup.py": ("FolderStorage SystemClock os secrets", NEW_VENUE),
+    "exchange/node/setup.py": ("FolderStorage SystemClock files os secrets", NEW_VENUE),
     "exchange/position.py": ("os socket", "connects to the socket's path"),
     "exchange/process.py": ("os socket", PROCESS),
     "exchange/replica/process.py": (
@@ -83,6 +87,9 @@ def world_of(content: str) -> Iterator[str]:
             if module in WORLD:
                 yield module
             yield from (alias.name for alias in node.names if alias.name in REAL)
+        elif isinstance(node, ast.Attribute | ast.Name):
+            name = node.attr if isinstance(node, ast.Attribute) else node.id + "()"
+            yield from ("files" for call in FILES if name == call)
 
 
 def adapters(root: Path) -> dict[str, str]:
@@ -103,5 +110,7 @@ def test_every_way_to_it_is_found() -> None:
     content = (
         "import time, json\nfrom os import urandom\nfrom concurrent.futures import Executor\n"
         "from exchange.clock import Clock, SystemClock as Real\nimport os.path\n"
+        "Path(name).read_text()\nopen(name)\n"
     )
-    assert list(world_of(content)) == ["time", "os", "concurrent", "SystemClock", "os"]
+    expected = ["time", "os", "concurrent", "SystemClock", "os", "files", "files"]
+    assert sorted(world_of(content)) == sorted(expected)
