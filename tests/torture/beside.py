@@ -99,7 +99,9 @@ def run_replica(pattern: Pattern, folder: Path, injection: Injection) -> str:
         replica.tracer = ()
         replica.start()
         newest = max((head.sequence for head in _heads(venue.folder)), default=0)
+        give_up = time.monotonic() + WAIT_S
         while not any(head.sequence > newest for head in _heads(venue.folder)):
+            assert time.monotonic() < give_up, "it makes no snapshots"
             trader.trade()
             select.select([], [], [], PAUSE_S)
         replica.stop()
@@ -118,7 +120,9 @@ def make_snapshots(pattern: Pattern, folder: Path) -> None:
         replica.start()
         trader = _Trader(venue, pattern.firm)
         begin = int(venue.ready["sequence"])
+        give_up = time.monotonic() + WAIT_S
         while sum(head.sequence > begin for head in _heads(folder)) < KEPT_MIN:
+            assert time.monotonic() < give_up, "it makes no snapshots"
             trader.trade()
             select.select([], [], [], PAUSE_S)
         trader.peer.close()

@@ -66,7 +66,6 @@ class Call(NamedTuple):
     name: str
     arguments: str
     is_injected: bool
-    is_failed: bool
 
 
 _LINE: Final = re.compile(r"^(\d+) +(\w+)\((.*?)(?:\) += (.*)| <unfinished \.\.\.>)$")
@@ -119,7 +118,7 @@ def read_log(log: Path) -> list[Call]:
 
 
 def _call(thread: int, name: str, arguments: str, result: str) -> Call:
-    return Call(thread, name, arguments, "INJECTED" in result, result.startswith("-1"))
+    return Call(thread, name, arguments, "INJECTED" in result)
 
 
 def sample(points: list[Point]) -> list[Point]:
