@@ -72,13 +72,15 @@ class Taking:
         """By socket: datagrams that the kernel had no room for."""
         self._goals: dict[int, int] = {}
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._failure: Exception | None = None
 
     def take(self, datagram: Datagram) -> None:
         """Record a datagram; when that cannot be done, it is the end."""
         try:
             self.recorder.take(datagram)
-        except Exception as error:  # noqa: BLE001 - `wait` raises it, whatever it is
-            self.fail(error)
+        except Exception as error:  # noqa: BLE001 - `check` raises it, whatever it is
+            self._failure = self._failure or error
+            self.end()
 
     def end_at(self, next_numbers: dict[int, int]) -> None:
         """It is enough when everything below these numbers of channels was taken."""
@@ -114,6 +116,12 @@ class Taking:
         if seconds is not None:
             loop.call_later(seconds, self.end)
         await self._ended
+        self.check()
+
+    def check(self) -> None:
+        """Raise what has kept a datagram from being recorded, also after the end."""
+        if self._failure is not None:
+            raise self._failure
 
 
 class MulticastSource:
@@ -330,6 +338,7 @@ async def record_live(arguments: argparse.Namespace, recorder: Recorder) -> int:
     for helper in helpers:
         if not helper.cancelled():
             helper.result()  # A defect of ours, since nothing else ends it.
+    taking.check()
     return sum(taking.dropped_counts.values())
 
 

@@ -3,6 +3,7 @@ refuses."""
 
 import argparse
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -331,6 +332,27 @@ def test_whatever_ends_a_recording_its_tables_can_be_read(
     assert row_counts(tmp_path / "tables")["order_deleted.parquet"] == 6
     with (tmp_path / "a.pcap").open("rb") as file:
         assert len(list(read_pcap(file, "a.pcap"))) == 2
+
+
+def test_what_cannot_be_written_at_the_end_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = own_settings()
+    group, port = str(settings["market_data.group"]), int(settings["market_data.port"])
+    wait = Taking.wait
+
+    async def wait_and_send(self: Taking, seconds: float | None) -> None:
+        await wait(self, seconds)
+        send([(group_of(group, 1), data_packet(1, 3))], port)  # It waits in the kernel.
+
+    def take(_recorder: Recorder, _datagram: Datagram) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Taking, "wait", wait_and_send)
+    monkeypatch.setattr(Recorder, "take", take)
+    arguments = ["--line", f"{group}:{port}", "--parquet", str(tmp_path / "t"), "--seconds", "0.01"]
+    assert cli.main(["record", *arguments]) == 1
+    assert capsys.readouterr().err == "exchange: No space left on device\n"
 
 
 def test_what_stands_before_the_damage_of_a_capture_is_there(
