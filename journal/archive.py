@@ -51,7 +51,7 @@ from journal.segment import (
     zeros,
 )
 from journal.snapshot import KEPT_MIN, SnapshotHead
-from journal.storage import TEMPORARY_SUFFIX, Storage
+from journal.storage import TEMPORARY_SUFFIX, Storage, free_name
 from journal.tail import judge_tail
 
 ASIDE_NAME: Final = "archived.aside"
@@ -458,12 +458,3 @@ def _survey_live(commands: Storage) -> Folder:
 
 def _name_of(sealed: Sealed) -> str:
     return Segment(sealed.number, sealed.size, sealed.first_sequence, NO_HASH).name
-
-
-def free_name(storage: Storage, stem: str) -> str:
-    """`stem`, with the first number from 1 on that is not in use."""
-    names = set(storage.names())
-    copy = 1
-    while (name := f"{stem}-{copy}.bin") in names:
-        copy += 1
-    return name

@@ -48,7 +48,7 @@ from journal.segment import (
     zeros,
 )
 from journal.snapshot import SnapshotHead
-from journal.storage import File, Storage, write_durably
+from journal.storage import File, Storage, free_name, write_durably
 
 TERM_MAX: Final = 2**62  # As all stored numbers.
 
@@ -318,19 +318,12 @@ class Journal:
         if tail is None or not tail.torn_size:
             return
         segment = self._reader.unsealed[-1].segment
-        copy = self._copy_name(segment, tail.offset)
+        copy = free_name(self._storage, f"torn-{segment.number:020}-{tail.offset:020}")
         with closing(self._storage.open(segment.name, is_writable=True)) as file:
             write_durably(self._storage, copy, [file.read(tail.offset, tail.torn_size)])
             file.write(tail.offset, bytes(tail.torn_size))
             file.sync_data()
         self._repaired = f"{describe_tail(self._reader)}; cut, copy in {copy}"
-
-    def _copy_name(self, segment: Segment, offset: int) -> str:
-        names = set(self._storage.names())
-        copy = 1
-        while (name := f"torn-{segment.number:020}-{offset:020}-{copy}.bin") in names:
-            copy += 1
-        return name
 
 
 class _Writer:

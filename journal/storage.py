@@ -90,6 +90,15 @@ def write_durably(storage: Storage, name: str, chunks: Iterable[bytes]) -> None:
     storage.sync_folder()
 
 
+def free_name(storage: Storage, stem: str) -> str:
+    """`stem`, with the first number from 1 on that is not in use."""
+    names = set(storage.names())
+    copy = 1
+    while (name := f"{stem}-{copy}.bin") in names:
+        copy += 1
+    return name
+
+
 class FolderFile:
     """File of a real folder."""
 

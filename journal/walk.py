@@ -67,6 +67,15 @@ _SIZE_FIELD: Final = slice(20, 28)
 """Of the size in the header of a segment."""
 
 
+def refuse_archive(storage: Storage) -> None:
+    """Raise OperationRefused for a folder that is nothing but an archive."""
+    if is_only_archive(storage):
+        raise OperationRefused(
+            "this is an archive: the next `exchange journal archive` or `restore` mends its "
+            "manifest; a damaged segment can only come from another copy of it"
+        )
+
+
 class Walk:
     """Goes over the segments, from the first one on, as far as the chain does."""
 
@@ -124,11 +133,7 @@ class Walk:
         except JournalDamaged as error:
             found.find(f"{COMMANDS}/{ARCHIVED_NAME}", error.defect)
             found.is_archived_new = True
-        if is_only_archive(self._storage):
-            raise OperationRefused(
-                "this is an archive: the next `exchange journal archive` or `restore` mends its "
-                "manifest; a damaged segment can only come from another copy of it"
-            )
+        refuse_archive(self._storage)
 
     def _find_beginning(self) -> int:
         """The first segment that is looked at; the head before it is known then."""

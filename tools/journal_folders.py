@@ -20,9 +20,9 @@ from typing import Final
 from journal import FolderStorage, JournalFailed, JournalHeld
 from journal.findings import COMMANDS, EVENTS, SNAPSHOTS, Folders
 from journal.manifest import ARCHIVED_NAME, MANIFEST_NAME
-from journal.reader import is_only_archive
 from journal.segment import SEGMENT_SUFFIX
 from journal.storage import Storage
+from journal.walk import refuse_archive
 from tools.errors import HeldError, UsageError
 
 __all__ = [
@@ -98,12 +98,8 @@ def open_folders(folders: VenueFolders, commands: Storage) -> Folders:
 
 def lock_stopped(storage: Storage, service: str) -> None:
     """Lock a folder that only one process may have open. Raises HeldError with what to type, and
-    UsageError for an archive, which is not to get a lock."""
-    if is_only_archive(storage):
-        raise UsageError(
-            "this is an archive: the next `exchange journal archive` or `restore` mends its "
-            "manifest; a damaged segment can only come from another copy of it"
-        )
+    OperationRefused for an archive, which is not to get a lock."""
+    refuse_archive(storage)
     try:
         storage.lock()
     except JournalHeld as error:
