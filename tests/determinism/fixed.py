@@ -11,14 +11,23 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Final
-from zlib import crc32
 
 from exchange.core.engine import RULES_VERSION, Batch, Engine
 from exchange.core.replay import replay_record
-from journal import CommandsPosition, EventLog, Head, Journal, Record, read_only, run_inline
+from journal import (
+    CommandsPosition,
+    CommandsState,
+    EventLog,
+    Head,
+    Journal,
+    Record,
+    read_only,
+    run_inline,
+)
 from journal.memory import MemoryStorage
-from journal.snapshot import SnapshotFolder, SnapshotHead, hash_image
+from journal.snapshot import SnapshotFolder
 from tests.determinism.workload import play
+from tests.journal.snapshot_life import make_head
 
 __all__ = ["Run", "Trace", "replayed", "restored", "run", "values"]
 
@@ -97,34 +106,23 @@ class _Keeper:
 
     def snapshot(self, engine: Engine) -> None:
         image = engine.image()
-        where = self._event_log.position
-        content = self._run.events.images()[f"{where.segment:020}.events"]
-        head = self._journal.head
         previous = self._previous
         assert previous is not None, "there is a record"
-        written = self._folder.write(
-            SnapshotHead(
-                rules_version=RULES_VERSION,
-                sequence=engine.sequence,
-                time_ns=engine.time_ns,
-                term=head.term,
-                record_hash=head.hash,
-                previous_sequence=previous.sequence,
-                previous_term=previous.term,
-                previous_hash=previous.hash,
-                commands_segment=self._segment,
-                record_offset=self._record_offset,
-                record_count=self._record_count,
-                events_segment=where.segment,
-                events_offset=where.offset,
-                events_segment_size=EVENT_SEGMENT_SIZE,
-                events_crc=crc32(content[: where.offset]),
-                image_size=len(image),
-                image_hash=hash_image(image),
+        head = make_head(
+            CommandsState(
+                self._segment,
+                self._record_offset,
+                self._record_count,
+                previous,
+                self._journal.head,
             ),
+            self._event_log.position,
+            self._run.events,
+            EVENT_SEGMENT_SIZE,
             image,
+            engine.time_ns,
         )
-        written.publish()
+        self._folder.write(head, image).publish()
 
     def close(self) -> None:
         self._run.end = self._journal.position

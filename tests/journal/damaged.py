@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from zlib import crc32
 
-from journal import EventLog, Journal, SnapshotFolder, SnapshotHead, run_inline
+from journal import CommandsState, EventLog, Journal, SnapshotFolder, run_inline
 from journal.event_proof import find_unindexed
 from journal.findings import Folders
 from journal.memory import MemoryStorage
 from journal.record import BuiltRecord, Head
-from journal.snapshot import hash_image
 from journal.storage import Storage
 from tests.journal.event_life import SEGMENT_SIZE as EVENTS_SEGMENT_SIZE
 from tests.journal.event_life import Batch, make_batches
 from tests.journal.life import noise
+from tests.journal.snapshot_life import make_head
 
 SEGMENT_SIZE = 2560  # Four sectors for records.
 BATCH_COUNT = 16
@@ -98,28 +97,10 @@ def run(
 def take_snapshot(disk: Disk, journal: Journal, log: EventLog, built: BuiltRecord) -> None:
     segment, end = journal.position
     offset = end - len(built.content)
-    events = log.position
-    content = disk.events.images()[f"{events.segment:020}.events"][: events.offset]
-    image = noise(400 + events.sequence)
-    head = SnapshotHead(
-        rules_version=built.head.rules_version,
-        sequence=built.head.sequence,
-        time_ns=1,
-        term=built.head.term,
-        record_hash=built.head.hash,
-        previous_sequence=built.previous.sequence,
-        previous_term=built.previous.term,
-        previous_hash=built.previous.hash,
-        commands_segment=segment,
-        record_offset=offset,
-        record_count=0 if offset == 512 else 1,
-        events_segment=events.segment,
-        events_offset=events.offset,
-        events_segment_size=EVENTS_SEGMENT_SIZE,
-        events_crc=crc32(content),
-        image_size=len(image),
-        image_hash=hash_image(image),
-    )
+    count = 0 if offset == 512 else 1
+    at = CommandsState(segment, offset, count, built.previous, built.head)
+    image = noise(400 + built.head.sequence)
+    head = make_head(at, log.position, disk.events, EVENTS_SEGMENT_SIZE, image)
     SnapshotFolder(disk.snapshots).write(head, image).publish()
 
 

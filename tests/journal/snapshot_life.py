@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from random import Random
 from typing import NamedTuple
 from zlib import crc32
 
 from journal import (
+    CommandsState,
+    EventPosition,
     EventReader,
     Journal,
     Record,
@@ -73,30 +76,50 @@ def make_heads(records: list[Record], events: Storage) -> list[SnapshotHead]:
     counts: dict[int, int] = {}
     for record in records:
         sequence = record.head.sequence
-        place = reader.end_of(sequence)
-        content = events.open(segment_name(place.segment)).read(0, place.offset)
-        image = make_image(sequence)
+        count = counts.get(record.segment_number, 0)
         heads.append(
-            SnapshotHead(
-                rules_version=record.rules_version,
-                sequence=sequence,
+            make_head(
+                CommandsState(record.segment_number, record.offset, count, previous, record.head),
+                reader.end_of(sequence),
+                events,
+                event_life.SEGMENT_SIZE,
+                make_image(sequence),
                 time_ns=1_000_000 + sequence,
-                term=record.term,
-                record_hash=record.head.hash,
-                previous_sequence=previous.sequence,
-                previous_term=previous.term,
-                previous_hash=previous.hash,
-                commands_segment=record.segment_number,
-                record_offset=record.offset,
-                record_count=counts.get(record.segment_number, 0),
-                events_segment=place.segment,
-                events_offset=place.offset,
-                events_segment_size=event_life.SEGMENT_SIZE,
-                events_crc=crc32(content),
-                image_size=len(image),
-                image_hash=hash_image(image),
             )
         )
         previous = record.head
-        counts[record.segment_number] = counts.get(record.segment_number, 0) + 1
+        counts[record.segment_number] = count + 1
     return heads
+
+
+def make_head(
+    at: CommandsState,
+    place: EventPosition,
+    events: Storage,
+    segment_size: int,
+    image: bytes,
+    time_ns: int = 1,
+) -> SnapshotHead:
+    """The head of a snapshot with this image behind a record; `place` is the end of its events, in
+    segments of this size."""
+    with closing(events.open(segment_name(place.segment))) as file:
+        events_crc = crc32(file.read(0, place.offset))
+    return SnapshotHead(
+        rules_version=at.head.rules_version,
+        sequence=at.head.sequence,
+        time_ns=time_ns,
+        term=at.head.term,
+        record_hash=at.head.hash,
+        previous_sequence=at.previous.sequence,
+        previous_term=at.previous.term,
+        previous_hash=at.previous.hash,
+        commands_segment=at.segment,
+        record_offset=at.record_offset,
+        record_count=at.record_count,
+        events_segment=place.segment,
+        events_offset=place.offset,
+        events_segment_size=segment_size,
+        events_crc=events_crc,
+        image_size=len(image),
+        image_hash=hash_image(image),
+    )

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
-from zlib import crc32
 
 from exchange.core.engine import RULES_VERSION, Engine
 from journal import (
     BuiltRecord,
+    CommandsState,
     EventLog,
     FolderStorage,
     Journal,
     SnapshotFolder,
-    SnapshotHead,
     run_inline,
 )
-from journal.snapshot import hash_image
 from protocol import wire
 from protocol.codes import Side
 from protocol.order_entry import NewOrder
 from protocol.records import FROM_CLIENT
+from tests.journal.snapshot_life import make_head
 from tests.tools.test_journal_tools import COMMANDS, START_NS
 
 SEGMENT_SIZE = 3072
@@ -105,26 +104,14 @@ class VenueFolder:
         segment, end = journal.position
         offset = end - len(built.content)
         segment_path = next(path for path in self.segments if int(path.name[:20]) == segment)
-        events = log.position
-        content = (self.events / f"{events.segment:020}.events").read_bytes()[: events.offset]
+        count = segment_path.read_bytes()[:offset].count(b"BRIERREC")
         image = self.engine.image()
-        head = SnapshotHead(
-            rules_version=RULES_VERSION,
-            sequence=built.head.sequence,
-            time_ns=self.engine.time_ns,
-            term=built.head.term,
-            record_hash=built.head.hash,
-            previous_sequence=built.previous.sequence,
-            previous_term=built.previous.term,
-            previous_hash=built.previous.hash,
-            commands_segment=segment,
-            record_offset=offset,
-            record_count=segment_path.read_bytes()[:offset].count(b"BRIERREC"),
-            events_segment=events.segment,
-            events_offset=events.offset,
-            events_segment_size=EVENTS_SEGMENT_SIZE,
-            events_crc=crc32(content),
-            image_size=len(image),
-            image_hash=hash_image(image),
+        head = make_head(
+            CommandsState(segment, offset, count, built.previous, built.head),
+            log.position,
+            FolderStorage(self.events, is_read_only=True),
+            EVENTS_SEGMENT_SIZE,
+            image,
+            self.engine.time_ns,
         )
         SnapshotFolder(FolderStorage(self.snapshots)).write(head, image).publish()
