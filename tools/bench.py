@@ -15,14 +15,13 @@ import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from statistics import median
 from typing import Any, Final, NamedTuple
 
 from tools.bench_fanout import run_fan_out
 from tools.bench_feed_cost import SUBSCRIBERS_DEFAULT, run_feed_cost
 from tools.bench_joins import CONSUMERS_DEFAULT, run_joins
 from tools.bench_latency import RATES_DEFAULT, run_latency
-from tools.bench_load import Load, Measured, measure
+from tools.bench_load import Load, Measured, measure, medians
 from tools.bench_recovery import EVERY_DEFAULT, run_recovery
 from tools.bench_replica_cost import run_replica_cost
 from tools.bench_script import SCRIPT_COUNT
@@ -195,7 +194,7 @@ def run_bench(arguments: argparse.Namespace) -> int:
         rows.append(row)
         if not arguments.json:
             _print_run(number, row)
-    figures: dict[str, Any] = {name: median(row[name] for row in rows) for name in rows[0]}
+    figures: dict[str, Any] = {**medians(rows)}
     if arguments.redis:
         ratio = figures["orders_per_second"] / figures["redis_requests_per_second"]
         figures["ratio_to_redis"] = round(ratio, 3)

@@ -19,11 +19,9 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from statistics import median
 from typing import IO, Any, Final, NamedTuple
 
 from exchange.process import raise_open_files
@@ -31,6 +29,7 @@ from protocol.codes import SubscriptionForm
 from protocol.framing import PACKET, encode_frame
 from protocol.packer import Packer
 from protocol.packets import PACKET_HEADER
+from tools.bench_load import medians
 from tools.bench_subscribers import RECEIVE_BUFFER_SIZE, Subscriber
 from tools.drain import Drain
 from tools.errors import ToolError
@@ -213,9 +212,7 @@ class FeedBench:
 
     def metric(self, name: str) -> float:
         """A figure of the server's metrics that has no label."""
-        url = f"http://{self.feed.ready['metrics']}/metrics"
-        with urllib.request.urlopen(url, timeout=WAIT_S) as answer:
-            found = re.search(rf"^{name} (\S+)$", answer.read().decode(), re.MULTILINE)
+        found = re.search(rf"^{name} (\S+)$", self.feed.metrics(), re.MULTILINE)
         if found is None:
             raise ToolError(f"the feed server has no metric {name}")
         return float(found[1])
@@ -386,9 +383,9 @@ def run_fan_out(arguments: argparse.Namespace) -> int:
             print(f"run {number}:", flush=True)
             _print(runs[-1])
     figures = {
-        "fan_out": [_medians([run["fan_out"][i] for run in runs]) for i in range(len(COUNTS))],
-        "memory": _medians([run["memory"] for run in runs]),
-        "stalled": _medians([run["stalled"] for run in runs]),
+        "fan_out": [medians([run["fan_out"][i] for run in runs]) for i in range(len(COUNTS))],
+        "memory": medians([run["memory"] for run in runs]),
+        "stalled": medians([run["stalled"] for run in runs]),
     }
     if arguments.json:
         options = {"seed": arguments.seed, "runs": len(runs), "all": runs}
@@ -397,10 +394,6 @@ def run_fan_out(arguments: argparse.Namespace) -> int:
         print(f"medians over all runs ({len(runs)}):")
         _print(figures)
     return 0
-
-
-def _medians(rows: list[Row]) -> Row:
-    return {name: median(row[name] for row in rows) for name in rows[0]}
 
 
 def _print(figures: dict[str, Any]) -> None:

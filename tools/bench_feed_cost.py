@@ -14,18 +14,16 @@ import os
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from statistics import median
 from typing import Final, NamedTuple
 
 from exchange.client import write_key
-from tools.bench_load import Load, measure
+from tools.bench_load import Load, measure, medians
 from tools.bench_servers import BenchVenue, bench_venue
 from tools.errors import ToolError
-from tools.host import disk_folder, machine, place, processor_s
+from tools.host import disk_folder, machine, processor_s, set_apart
 from tools.venue_process import FeedProcess, child_environment
 
 __all__ = ["SUBSCRIBERS_DEFAULT", "run_feed_cost"]
@@ -35,8 +33,6 @@ SUBSCRIBERS_DEFAULT: Final = (0, 1, 1_000)
 
 NICE: Final = 10
 """Of feed server and subscribers: the generator comes first on the processor that they share."""
-
-METRICS_WAIT_S: Final = 10.0
 
 Row = dict[str, float]
 
@@ -66,11 +62,7 @@ def measure_counts(shape: Shape) -> list[Row]:
         bench = stack.enter_context(bench_venue(shape.folder, shape.connections))
         key = bench.venue.folder / "keys" / "subscriber.pem"
         write_key(key, bench.members[0].key)
-        own = sorted(os.sched_getaffinity(0))
-        stack.callback(os.sched_setaffinity, 0, own)
-        if len(own) > 1:
-            place(bench.venue.process_id, own[-1:])
-            os.sched_setaffinity(0, own[:-1])
+        stack.enter_context(set_apart(bench.venue.process_id))
         for index, count in enumerate(shape.subscribers):
             with served(bench, key, count) as feed:
                 rows.append(measure_one(shape, bench, feed, index) | {"subscribers": count})
@@ -142,9 +134,7 @@ def measure_one(shape: Shape, bench: BenchVenue, feed: FeedProcess | None, index
 
 def read_sent(bench: BenchVenue) -> Sent:
     """What the venue's metrics say."""
-    url = f"http://{bench.venue.ready['metrics']}/metrics"
-    with urllib.request.urlopen(url, timeout=METRICS_WAIT_S) as answer:
-        text: str = answer.read().decode()
+    text = bench.venue.metrics()
 
     def total(name: str, label: str = "") -> float:
         rows = (line.rpartition(" ") for line in text.splitlines() if line.startswith(f"{name}{{"))
@@ -174,10 +164,7 @@ def run_feed_cost(arguments: argparse.Namespace) -> int:
         if not arguments.json:
             print(f"run {number}:", flush=True)
             _print_rows(runs[-1])
-    rows = [
-        {name: median(run[i][name] for run in runs) for name in runs[0][i]}
-        for i in range(len(shape.subscribers))
-    ]
+    rows = [medians([run[i] for run in runs]) for i in range(len(shape.subscribers))]
     if arguments.json:
         names = ("connections", "in_flight", "seconds", "seed")
         options = {name: getattr(shape, name) for name in names}

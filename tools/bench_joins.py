@@ -20,7 +20,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from statistics import median
 from typing import IO, Any, Final, NamedTuple
 
 import msgspec
@@ -32,7 +31,7 @@ from journal import EventReader, FolderStorage
 from protocol.packer import Packer
 from protocol.packets import PACKET_HEADER, decode_packet, encode_packet
 from tools.bench_joiners import CHANNEL, STAY_S, Join, Joined, Task
-from tools.bench_load import WARM_UP_S, Load, Measured, measure
+from tools.bench_load import WARM_UP_S, Load, Measured, measure, medians
 from tools.bench_script import SCRIPT_COUNT
 from tools.bench_servers import BenchVenue, bench_venue
 from tools.errors import ToolError
@@ -296,8 +295,8 @@ def run_joins(arguments: argparse.Namespace) -> int:
         if not arguments.json:
             print(f"run {number + 1}:", flush=True)
             _print(figures_of(runs[-1].joined) | runs[-1].figures)
-    medians = {name: median(run.figures[name] for run in runs) for name in runs[0].figures}
-    figures: dict[str, Any] = figures_of([one for run in runs for one in run.joined]) | medians
+    figures: dict[str, Any] = figures_of([one for run in runs for one in run.joined])
+    figures |= medians([run.figures for run in runs])
     if arguments.json:
         options = {
             "consumers": arguments.consumers,

@@ -6,8 +6,9 @@ for a server that has fallen silent.
 
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from statistics import median
 from typing import Final, NamedTuple
 
 from tools.bench_script import Script
@@ -16,7 +17,7 @@ from tools.generator import Generator
 from tools.host import part_processors, processor_s
 from tools.latencies import Latencies
 
-__all__ = ["Line", "Load", "Measured", "measure"]
+__all__ = ["Line", "Load", "Measured", "measure", "medians"]
 
 NANOSECONDS: Final = 1_000_000_000
 SLICE_S: Final = 0.1
@@ -58,8 +59,8 @@ class Measured(NamedTuple):
     orders: int
     """Answered between warm-up and end."""
     due: int
-    """Of an open loop: what fell due in that time; `latencies` and `trades` are of all of it, and
-    those of a closed loop of what was answered in it."""
+    """Of an open loop: what fell due in that time; `latencies` and `trades` are of all of it. A
+    closed loop has `latencies` alone, of what was answered in it."""
     seconds: float
     latencies: Latencies
     trades: Latencies
@@ -76,6 +77,11 @@ class Measured(NamedTuple):
     first_sequence: int
     last_sequence: int
     """The venue's, of the first and the last report that counted."""
+
+
+def medians(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of the figures of several runs."""
+    return {name: median(row[name] for row in rows) for name in rows[0]}
 
 
 def measure(load: Load) -> Measured:

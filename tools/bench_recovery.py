@@ -12,23 +12,22 @@ import argparse
 import json
 import shutil
 import time
-import urllib.request
 from collections.abc import Callable
 from contextlib import ExitStack
 from hashlib import blake2b
 from pathlib import Path
-from statistics import median
 from typing import Final, NamedTuple
 
 from exchange.config import SnapshotSettings
 from exchange.core.engine import Engine
 from exchange.core.replay import replay_record
 from journal import Record, read_only
-from tools.bench_load import Load, measure
+from journal.record import HASH_SIZE
+from tools.bench_load import Load, measure, medians
 from tools.bench_servers import BenchVenue, bench_venue
 from tools.errors import ToolError
 from tools.host import disk_folder, machine
-from tools.journal_folders import open_journal
+from tools.journal_folders import VenueFolders, commands_folder, open_journal
 from tools.venue_process import ReplicaProcess
 
 __all__ = ["EVERY_DEFAULT", "run_recovery"]
@@ -36,13 +35,8 @@ __all__ = ["EVERY_DEFAULT", "run_recovery"]
 EVERY_DEFAULT: Final = SnapshotSettings().every_commands
 
 NANOSECONDS: Final = 1_000_000_000
-METRICS_WAIT_S: Final = 10.0
-HASH_SIZE: Final = 32
 REFERENCE_COMMANDS_MAX: Final = 4_000_000
 """Commands of the bare replay, whose records are in memory at once: 300 MB."""
-
-SNAPSHOTS: Final = "snapshots"
-EVENTS: Final = "events"
 
 Row = dict[str, float]
 
@@ -90,11 +84,11 @@ def measure_once(shape: Shape) -> Row:
             measured = measure(load)
             bench.venue.kill()
         replica.kill()
-        data = bench.venue.folder / "data"
+        folders = VenueFolders(commands_folder(bench.venue.folder))
         from_snapshot = start(bench)
-        shutil.rmtree(data / SNAPSHOTS)
+        shutil.rmtree(folders.snapshots)
         from_first = start(bench)
-        shutil.rmtree(data / EVENTS)
+        shutil.rmtree(folders.events)
         rebuilding = start(bench)
         if from_first.snapshot_sequence or rebuilding.snapshot_sequence:
             raise ToolError("a start without snapshots has used one")
@@ -117,7 +111,7 @@ def start(bench: BenchVenue) -> Started:
     started_ns = time.perf_counter_ns()
     bench.venue.start()
     ready_ns = time.perf_counter_ns() - started_ns
-    figures = read_gauges(bench.venue.ready["metrics"])
+    figures = read_gauges(bench.venue.metrics())
     bench.venue.kill()
     return Started(
         ready_ns / NANOSECONDS,
@@ -127,10 +121,8 @@ def start(bench: BenchVenue) -> Started:
     )
 
 
-def read_gauges(address: str) -> dict[str, float]:
+def read_gauges(text: str) -> dict[str, float]:
     """Values of all metrics without labels."""
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=METRICS_WAIT_S) as answer:
-        text: str = answer.read().decode()
     rows = (line.split() for line in text.splitlines() if line and line[0] not in "#{")
     return {name: float(value) for name, value in rows if "{" not in name}
 
@@ -190,7 +182,7 @@ def run_recovery(arguments: argparse.Namespace) -> int:
         if not arguments.json:
             print(f"run {number}:", flush=True)
             _print_row(rows[-1])
-    figures = {name: median(row[name] for row in rows) for name in rows[0]}
+    figures = medians(rows)
     if arguments.json:
         names = ("connections", "in_flight", "seconds", "seed", "every_commands")
         options = {name: getattr(shape, name) for name in names}

@@ -11,20 +11,17 @@ The venue has a processor of its own; replica and generator share the others.
 
 import argparse
 import json
-import os
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from statistics import median
 from typing import Final, NamedTuple
 
 from exchange.config import SnapshotSettings
-from tools.bench_load import Load, measure
+from tools.bench_load import Load, measure, medians
 from tools.bench_script import SCRIPT_COUNT
 from tools.bench_servers import BenchVenue, bench_venue
 from tools.errors import ToolError
-from tools.host import disk_folder, machine, place, processor_s
+from tools.host import disk_folder, machine, processor_s, set_apart
 from tools.venue_process import ReplicaProcess
 from tools.venue_settings import change_settings
 
@@ -35,7 +32,6 @@ STEADY_RATE: Final = 50_000
 
 DEFAULTS: Final = SnapshotSettings()
 NEVER: Final = 2**32 - 1
-METRICS_WAIT_S: Final = 10.0
 
 Row = dict[str, float]
 
@@ -72,11 +68,7 @@ def measure_kinds(shape: Shape) -> list[Row]:
     rows: list[Row] = []
     with ExitStack() as stack:
         bench = stack.enter_context(bench_venue(shape.folder, shape.connections))
-        own = sorted(os.sched_getaffinity(0))
-        stack.callback(os.sched_setaffinity, 0, own)
-        if len(own) > 1:
-            place(bench.venue.process_id, own[-1:])
-            os.sched_setaffinity(0, own[:-1])
+        stack.enter_context(set_apart(bench.venue.process_id))
         for rate in shape.rates:
             for kind in shape.kinds:
                 with replayed(bench, kind) as replica:
@@ -148,9 +140,7 @@ def read_snapshots(replica: ReplicaProcess | None) -> Snapshots:
     """From its metrics."""
     if replica is None:
         return Snapshots(0, 0, 0)
-    url = f"http://{replica.ready['metrics']}/metrics"
-    with urllib.request.urlopen(url, timeout=METRICS_WAIT_S) as answer:
-        lines: list[str] = answer.read().decode().splitlines()
+    lines = replica.metrics().splitlines()
     values = dict(line.rpartition(" ")[::2] for line in lines if line.startswith("brier_"))
     names = ("snapshots_made_total", "snapshot_seconds", "lag_commands")
     return Snapshots(*(float(values[f"brier_replica_{name}"]) for name in names))
@@ -170,10 +160,7 @@ def run_replica_cost(arguments: argparse.Namespace) -> int:
         if not arguments.json:
             print(f"run {number}:", flush=True)
             _print_rows(runs[-1])
-    rows = [
-        {name: median(run[i][name] for run in runs) for name in runs[0][i]}
-        for i in range(len(shape.rates) * len(KINDS))
-    ]
+    rows = [medians([run[i] for run in runs]) for i in range(len(shape.rates) * len(KINDS))]
     if arguments.json:
         names = [kind.name for kind in KINDS]
         found = {"kinds": names, "rows": rows, "runs": len(runs), "all": runs}

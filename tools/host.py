@@ -26,6 +26,7 @@ __all__ = [
     "part_processors",
     "place",
     "processor_s",
+    "set_apart",
     "sync_p50_us",
 ]
 
@@ -174,12 +175,27 @@ def part_processors(process_id: int) -> Iterator[None]:
     A kernel that sees two processes wake each other likes to put both on one processor, where
     neither can work while the other does; real clients are not on the venue's processor.
     """
+    with _parted(process_id, slice(1, None), slice(1)):
+        yield
+
+
+@contextmanager
+def set_apart(process_id: int) -> Iterator[None]:
+    """For a while the other process has the last processor of its own; this one, and what it
+    starts, all others."""
+    with _parted(process_id, slice(-1, None), slice(-1)):
+        yield
+
+
+@contextmanager
+def _parted(process_id: int, theirs: slice, ours: slice) -> Iterator[None]:
+    """Which processors each has for a while; all are ours again at the end. One alone is shared."""
     processors = sorted(os.sched_getaffinity(0))
     if len(processors) == 1:
         yield
         return
-    place(process_id, processors[1:])
-    os.sched_setaffinity(0, processors[:1])
+    place(process_id, processors[theirs])
+    os.sched_setaffinity(0, processors[ours])
     try:
         yield
     finally:

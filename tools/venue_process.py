@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,6 +47,9 @@ _LIBC: Final = ctypes.CDLL(None)
 
 STOP_WAIT_S: Final = 30.0
 """A clean stop drains clients and writes a marker; one that hangs longer is a defect."""
+
+METRICS_WAIT_S: Final = 10.0
+"""A service answers between two turns of its loop; one that is silent for longer hangs."""
 
 STORY_LINES_MAX: Final = 5
 """Lines of a child's stderr that are worth repeating when it failed."""
@@ -149,6 +153,13 @@ class ServiceProcess:
         """Of the running child."""
         assert self.process is not None, "started"
         return self.process.pid
+
+    def metrics(self) -> str:
+        """The text of its metrics. Raises OSError."""
+        url = f"http://{self.ready['metrics']}/metrics"
+        with urllib.request.urlopen(url, timeout=METRICS_WAIT_S) as answer:
+            text: str = answer.read().decode()
+        return text
 
     def stop(self) -> dict[str, str]:
         """SIGTERM; the pairs of its last line. Raises ToolError when it did not end well."""

@@ -59,6 +59,13 @@ def test_processors_are_parted_and_given_back() -> None:
                 assert ours | theirs == before
                 assert not ours & theirs
         assert os.sched_getaffinity(0) == before
+        host.place(other.pid, sorted(before))
+        with host.set_apart(other.pid):
+            ours, theirs = os.sched_getaffinity(0), os.sched_getaffinity(other.pid)
+            if len(before) > 1:
+                assert theirs == {max(before)}
+                assert ours == before - theirs
+        assert os.sched_getaffinity(0) == before
         assert host.processor_s(other.pid) >= 0
         other.kill()
 
