@@ -8,10 +8,10 @@ is what an operator reads, and the list of what is lost, which goes beside the c
 import argparse
 import json
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import Final
@@ -37,9 +37,9 @@ from tools.journal_folders import (
     open_folders,
     refuse_root,
 )
-from tools.journal_snapshots import can_restore
+from tools.journal_snapshots import can_restore, moment
 
-__all__ = ["run_repair"]
+__all__ = ["LOST_NAME", "lost_chunks", "run_repair"]
 
 LOST_NAME: Final = "lost.txt"
 CHUNK_SIZE: Final = 256 * 1024
@@ -47,7 +47,6 @@ CHUNK_SIZE: Final = 256 * 1024
 PLACES_MAX: Final = 8
 """Findings and proofs of one kind that are shown; a folder may have thousands of segments."""
 SESSIONS_MAX: Final = 20
-NANOSECONDS: Final = 10**9
 LINE_SIZE: Final = 200
 """Bytes of a line of that list, about."""
 LINES_BETWEEN_WORDS: Final = 500_000
@@ -98,7 +97,7 @@ def run_repair(arguments: argparse.Namespace) -> int:
             return _begin_new_term(commands, found, arguments)
         if found.is_whole:
             return _say_sound(found, arguments)
-        lost = _count_lost(commands, folders, found)
+        lost = _count_lost(opened, found)
         if arguments.keep_to is None:
             return _say_damaged(found, lost, arguments)
         if found.obstacle:
@@ -111,7 +110,7 @@ def run_repair(arguments: argparse.Namespace) -> int:
         aside = _find_room(folders, opened, found, lost, arguments.copies_to)
         page = "\n".join([_now(), *_story(found, lost), ""])
         print(f"copies go to {aside}")
-        papers = {LOST_NAME: _chunks(_lost_lines(commands, folders, found))}
+        papers = {LOST_NAME: lost_chunks(opened, found)}
         repair(opened, found, FolderStorage(aside), papers, page, _say)
     _say_repaired(found, aside)
     return 0
@@ -200,7 +199,7 @@ def _lost_story(found: Diagnosis, lost: Lost) -> Iterator[str]:
     yield from _shortened([f"  seen to {sequence} by {place}" for place, sequence in proofs])
     yield f"  readable: {lost.command_count} of these commands, {lost.event_count} events"
     if lost.last_ns:
-        yield f"  from {_moment(lost.first_ns)} to {_moment(lost.last_ns)}"
+        yield f"  from {moment(lost.first_ns)} to {moment(lost.last_ns)}"
     if lost.sessions:
         shown = ", ".join(map(str, sorted(lost.sessions)[:SESSIONS_MAX]))
         more = len(lost.sessions) - SESSIONS_MAX
@@ -230,11 +229,11 @@ def _planned(action: Cut | SetAside) -> str:
     return f"{place}: is taken out"
 
 
-def _count_lost(commands: Storage, folders: VenueFolders, found: Diagnosis) -> Lost:
+def _count_lost(folders: Folders, found: Diagnosis) -> Lost:
     """How much can be read of what is lost, by the heads of its entries alone."""
     lost = Lost()
     with storage_errors("read"):
-        for remnant in read_remnants(commands, found):
+        for remnant in read_remnants(folders.commands, found):
             for session, time_ns in _heads(COMMAND_HEAD, remnant.payload):
                 lost.command_count += 1
                 lost.add(session, time_ns)
@@ -257,21 +256,21 @@ def _heads(head: struct.Struct, entries: bytes) -> Iterator[tuple[int, int]]:
         offset += max(size, head.size)
 
 
-def _lost_events(folders: VenueFolders, found: Diagnosis) -> Iterator[EventRecord]:
+def _lost_events(folders: Folders, found: Diagnosis) -> Iterator[EventRecord]:
     """Records of events/ behind what is kept. Raises JournalDamaged where one cannot be read."""
-    if folders.events.is_dir():
-        reader = EventReader(FolderStorage(folders.events, is_read_only=True))
+    if folders.events is not None:
+        reader = EventReader(folders.events)
         with storage_errors("read"):
             for record in reader.records(found.head.sequence + 1):
                 if record.header.first_sequence > found.head.sequence:
                     yield record
 
 
-def _lost_lines(commands: Storage, folders: VenueFolders, found: Diagnosis) -> Iterator[str]:
+def _lost_lines(folders: Folders, found: Diagnosis) -> Iterator[str]:
     """Everything that can be read of what is lost, a line each."""
     yield "Commands behind the damage. They were durable; they cannot be replayed."
     with storage_errors("read"):
-        for remnant in read_remnants(commands, found):
+        for remnant in read_remnants(folders.commands, found):
             try:
                 yield from map(
                     format_entry, command_entries(remnant.first_sequence, remnant.payload)
@@ -286,10 +285,11 @@ def _lost_lines(commands: Storage, folders: VenueFolders, found: Diagnosis) -> I
         yield f"reading stopped: {error}"
 
 
-def _chunks(lines: Iterator[str]) -> Iterator[bytes]:
-    """The lines as the content of a file; says from time to time that it goes on."""
+def lost_chunks(folders: Folders, found: Diagnosis) -> Iterator[bytes]:
+    """The list of what is lost, as the content of a file; says from time to time that it goes
+    on."""
     content = bytearray()
-    for count, line in enumerate(lines, start=1):
+    for count, line in enumerate(_lost_lines(folders, found), start=1):
         if count % LINES_BETWEEN_WORDS == 0:
             _say(f"{LOST_NAME}: {count} lines")
         content += line.encode() + b"\n"
@@ -328,12 +328,8 @@ def _shortened(lines: list[str]) -> Iterator[str]:
         yield f"  and {len(lines) - PLACES_MAX} more (--json has them all)"
 
 
-def _moment(time_ns: int) -> str:
-    return f"{datetime.fromtimestamp(time_ns // NANOSECONDS, UTC):%Y-%m-%dT%H:%M:%SZ}"
-
-
 def _now() -> str:
-    return f"exchange journal repair, {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return f"exchange journal repair, {moment(time.time_ns())}"
 
 
 def _as_json(found: Diagnosis, lost: Lost) -> dict[str, object]:

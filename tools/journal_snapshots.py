@@ -39,7 +39,7 @@ from journal.storage import Storage
 from tools.errors import UsageError
 from tools.journal_folders import VenueFolders, commands_folder, open_journal
 
-__all__ = ["NICENESS", "begin_replay", "can_restore", "check_snapshot", "run_snapshots"]
+__all__ = ["NICENESS", "begin_replay", "can_restore", "check_snapshot", "moment", "run_snapshots"]
 
 NICENESS: Final = 10
 """Beside a venue: restoring a snapshot takes a processor for a moment."""
@@ -214,11 +214,15 @@ def _begin(commands: Storage, oldest: Checked | None) -> tuple[Engine, JournalRe
     return oldest.engine, read_only(commands, start=oldest.head)
 
 
+def moment(time_ns: int) -> str:
+    """In UTC, to the second."""
+    return f"{datetime.fromtimestamp(time_ns // NANOSECONDS, UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
 def _as_text(one: Checked) -> str:
     head = one.head
-    moment = datetime.fromtimestamp(head.time_ns // NANOSECONDS, UTC)
     return (
-        f"sequence {head.sequence}  {moment:%Y-%m-%dT%H:%M:%SZ}  {head.image_size} bytes  "
+        f"sequence {head.sequence}  {moment(head.time_ns)}  {head.image_size} bytes  "
         f"segment {head.commands_segment}  {one.defect or 'good'}  replay: {one.replay}"
     )
 
