@@ -241,7 +241,9 @@ class FollowerSource(TailSource):
                 reason = await upstream.lost
             except OSError as error:
                 reason = error.strerror or str(error) or "no answer in time"
-            upstream.abort()
+            finally:
+                # uvloop closes a transport whose connecting was canceled without telling anybody.
+                upstream.abort()
             if upstream.is_open:
                 pause_s, said = RECONNECT_PAUSE_MIN_S, ""
             if reason != said:

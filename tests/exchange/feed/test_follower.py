@@ -181,6 +181,27 @@ async def test_copy_that_is_closed_and_torn_at_random(tmp_path: Path) -> None:
         assert files(folder) == images_of(BATCHES, SEGMENT_SIZE)
 
 
+async def close_while_it_connects(copy: Copy, turn_count: int) -> None:
+    """After so many turns of the loop."""
+    copy.source.start()
+    await until(lambda: copy.source._upstream is not None)
+    for _ in range(turn_count):
+        await asyncio.sleep(0)
+    await copy.close()
+
+
+@on_both_loops
+async def test_copy_that_is_closed_while_it_connects(tmp_path: Path) -> None:
+    """However far that is, nothing of the connection is called any more."""
+    async with upstream(BATCHES[:2]) as peer:
+        for index in range(60):
+            copy = Copy(tmp_path / str(index), peer.port)
+            await close_while_it_connects(copy, index % 12)
+            assert copy.source._upstream is not None
+            timer = copy.source._upstream._timer
+            assert timer is None or timer.cancelled()
+
+
 @on_both_loops
 async def test_copy_serves_without_the_feed_upstream(tmp_path: Path) -> None:
     async with upstream(BATCHES[:50]) as peer:
