@@ -1,10 +1,12 @@
 // Preloaded into a venue: a bad disk under its journal's segments, from the moment that a file
 // exists whose path is $BRIER_DISK_PATH followed by a dot and what goes wrong: `fdatasync` and
-// `pwrite` fail with EIO, with `slow` every fdatasync takes SLOW_NS longer, with `short` a write is
-// done by a third.
+// `pwrite` fail with EIO, with `slow` every fdatasync takes SLOW_NS longer, with `held` it waits
+// until that file is gone, and makes one with `waits` first; with `short` a write is done by a
+// third.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,9 +34,22 @@ static int is_bad(int descriptor, const char *how) {
         && memcmp(path + size - suffix_size, suffix, suffix_size) == 0;
 }
 
+static void say_that_it_waits(void) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s.waits", getenv("BRIER_DISK_PATH"));
+    int file = open(path, O_WRONLY | O_CREAT, 0600);
+    if (file >= 0) {
+        close(file);
+    }
+}
+
 int fdatasync(int descriptor) {
+    struct timespec pause = {0, SLOW_NS};
     if (is_bad(descriptor, "slow")) {
-        struct timespec pause = {0, SLOW_NS};
+        nanosleep(&pause, NULL);
+    }
+    while (is_bad(descriptor, "held")) {
+        say_that_it_waits();
         nanosleep(&pause, NULL);
     }
     if (is_bad(descriptor, "fdatasync")) {

@@ -3,7 +3,10 @@ commands over the socket.
 """
 
 import os
+import random
 import shutil
+import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -49,6 +52,7 @@ __all__ = [
     "make_market",
     "make_venue",
     "memory_size",
+    "take_port",
 ]
 
 CENT: Final = 100
@@ -60,6 +64,21 @@ SEGMENT_SIZE: Final = 1024 * 1024
 """The smallest: a test's journal has several segments, and roll-overs under load."""
 
 CASH: Final = 10**13
+
+PORTS: Final = range(20_000, 30_000)
+
+
+def take_port() -> int:
+    """A port that nobody has, for a service that is told its port: each life of it has the same.
+
+    Not one of those that the system gives away: while the service is down somebody who connects
+    would get it, even a client that tries to connect to it, and then to itself.
+    """
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("every port is taken")
 
 
 def make_venue(folder: Path, **limits: int) -> VenueProcess:

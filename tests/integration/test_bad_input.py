@@ -134,13 +134,14 @@ def test_revoked_key_is_refused_and_its_session_may_do_nothing(market: Market, p
     assert refusal(peer, log_on) == (RejectCode.UNKNOWN_KEY, 3, 0)
 
 
-def test_more_sessions_than_a_participant_may_have(market: Market, peer: Peer) -> None:
+def test_more_sessions_than_a_participant_may_have(market: Market) -> None:
     key = market.firm.key
     for index in range(SESSIONS_PER_PARTICIPANT_MAX):
         with Peer(market.venue.address) as one:
             one.log_on(key, f"s{index}")
     expected = (RejectCode.SESSION_LIMIT, 4, SESSIONS_PER_PARTICIPANT_MAX)
-    assert refusal(peer, sign(key, peer.greet(), make_log_on(key, "s"))) == expected
+    with Peer(market.venue.address) as peer:
+        assert refusal(peer, sign(key, peer.greet(), make_log_on(key, "s"))) == expected
 
 
 def test_second_log_on_ends_the_connection(market: Market, trader: Peer) -> None:

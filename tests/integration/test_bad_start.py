@@ -14,13 +14,15 @@ from typing import Final
 import pytest
 from msgspec.structs import replace
 
+from exchange.client import load_key
 from exchange.config import CONFIG_NAME
+from exchange.core.limits import SESSIONS_PER_PARTICIPANT_MAX
 from exchange.node.limits import CONNECTIONS_MAX
 from protocol.codes import RejectCode, Side
 from protocol.order_entry import CancelOrder, NewOrder, OrderAccepted, OrderCanceled
-from protocol.transport import Hello, LogOnRejected
-from tests.integration.market import CENT, CONTRACT, make_market, make_venue
-from tests.integration.peer import WAIT_S, Peer
+from protocol.transport import Hello, LogOnAccepted, LogOnRejected
+from tests.integration.market import CENT, CONTRACT, make_firm, make_market, make_venue
+from tests.integration.peer import WAIT_S, Peer, make_log_on, sign
 from tools.errors import VenueFailedError
 from tools.venue_process import EXCHANGE, VenueProcess
 
@@ -29,6 +31,10 @@ EX_JOURNAL_DAMAGED: Final = 66
 EX_FOLDER_HELD: Final = 69
 
 SEGMENT_HEADER_SIZE: Final = 512
+
+FIRMS: Final = 15
+SESSIONS: Final = SESSIONS_PER_PARTICIPANT_MAX
+"""Of each firm; the connections that are left are those of strangers."""
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +304,9 @@ def test_surplus_connections_are_refused(
     limit_descriptors(monkeypatch, 256, "-S")
     with VenueProcess(folder) as venue, ExitStack() as stack:
         venue.start()
-        strangers = [stack.enter_context(Peer(venue.address)) for _ in range(CONNECTIONS_MAX)]
+        # Only so many strangers that the last one is there long before the first one must log on.
+        strangers_count = CONNECTIONS_MAX - log_on_many(venue, stack)
+        strangers = [stack.enter_context(Peer(venue.address)) for _ in range(strangers_count)]
         for stranger in strangers:
             assert isinstance(stranger.receive(), Hello)
             assert stranger.machine.ended is None
@@ -313,6 +321,21 @@ def test_surplus_connections_are_refused(
         while not is_welcome(venue):
             assert time.monotonic() < give_up, "those who left still count"
         venue.stop()
+
+
+def log_on_many(venue: VenueProcess, stack: ExitStack) -> int:
+    """Sessions of several firms, as many as each may have; how many that are."""
+    with Peer(venue.address) as operator:
+        operator.log_on(load_key(venue.admin_key), "setup")
+        firms = [make_firm(operator, f"firm-{index}") for index in range(FIRMS)]
+    for firm in firms:
+        peers = [stack.enter_context(Peer(venue.address)) for _ in range(SESSIONS)]
+        for index, peer in enumerate(peers):
+            log_on = make_log_on(firm.key, f"s{index}")
+            peer.send(sign(firm.key, peer.greet(), log_on))
+        for peer in peers:
+            peer.read_until(LogOnAccepted)
+    return FIRMS * SESSIONS
 
 
 def is_welcome(venue: VenueProcess) -> bool:

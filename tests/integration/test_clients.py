@@ -4,7 +4,6 @@ request with an outcome, books that are the venue's, without a word from the use
 
 import asyncio
 import random
-import socket
 from collections import Counter
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +25,8 @@ from exchange.client import (
 )
 from protocol.codes import Side
 from protocol.order_entry import OrderAccepted, OrderCanceled, OrderFilled
-from tests.integration.market import CENT, CONTRACT, Firm, make_market, make_venue
+from tests.integration.market import CENT, CONTRACT, Firm, make_market, make_venue, take_port
+from tests.integration.peer import WAIT_S
 from tests.integration.replica import Replica
 from tools.venue_process import VenueProcess
 from tools.venue_settings import change_settings
@@ -34,7 +34,6 @@ from tools.venue_settings import change_settings
 ROUNDS: Final = 6
 ANSWERS_PER_ROUND: Final = 150
 IN_FLIGHT: Final = 32
-WAIT_S: Final = 30.0
 RECONNECT: Final = Backoff(initial_ms=10, maximum_ms=50, attempts_max=1_000)
 
 
@@ -139,15 +138,18 @@ async def trade_and_kill(venue: VenueProcess, firms: list[Firm], seed: int) -> C
         await maker.connect(venue.address)
     for _ in range(ROUNDS):
         trading = [asyncio.ensure_future(m.trade(ANSWERS_PER_ROUND)) for m in makers]
-        await asyncio.wait(trading, return_when=asyncio.FIRST_COMPLETED)
+        async with asyncio.timeout(WAIT_S):
+            await asyncio.wait(trading, return_when=asyncio.FIRST_COMPLETED)
         if dice.random() < 0.7:
             await asyncio.to_thread(venue.kill)
             await asyncio.to_thread(venue.start)
-        await asyncio.gather(*trading, *(maker.ready.wait() for maker in makers))
+        async with asyncio.timeout(WAIT_S):
+            await asyncio.gather(*trading, *(maker.ready.wait() for maker in makers))
     outcomes: Counter[str] = Counter()
     for maker in makers:
-        outcomes += await check(maker)
-        await maker.client.close()
+        async with asyncio.timeout(WAIT_S):
+            outcomes += await check(maker)
+            await maker.client.close()
     return outcomes
 
 
@@ -157,18 +159,17 @@ async def test_clients_and_consumer_over_kills(tmp_path: Path) -> None:
     print(f"seed {seed}")
     with make_venue(tmp_path / "venue") as venue:
         # The clients come back to where they were.
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        change_settings(venue.folder / "exchange.toml", {"order_entry.port": port})
+        change_settings(venue.folder / "exchange.toml", {"order_entry.port": take_port()})
         await asyncio.to_thread(venue.start)
-        async with Consumer(*venue.market_data) as consumer, asyncio.timeout(WAIT_S):
+        async with Consumer(*venue.market_data) as consumer:
             firms = await asyncio.to_thread(make_market, venue, ["ada", "bob"])
             outcomes = await trade_and_kill(venue, firms, seed)
             stopped = await asyncio.to_thread(venue.stop)
             assert outcomes["accepted"] > ANSWERS_PER_ROUND
             replica = Replica(venue.folder)
             replica.catch_up()
-            await consumer.wait_for(dict(replica.engine.channels())[1])
+            async with asyncio.timeout(WAIT_S):
+                await consumer.wait_for(dict(replica.engine.channels())[1])
             if consumer.gap_count == 0:  # A small receive buffer may drop some.
                 assert consumer.public_digest() == stopped["public_digest"]
             assert not consumer.dropped_count or consumer.gap_count

@@ -15,9 +15,8 @@ BRIER_FEED_KILL_ROUNDS is the number of rounds (3), BRIER_FEED_KILL_SEED repeats
 
 import os
 import random
-import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -42,7 +41,7 @@ from tests.integration.feed_readers import (
     selected,
     trades_of,
 )
-from tests.integration.market import Firm, admin, make_market, make_venue
+from tests.integration.market import Firm, admin, make_market, make_venue, take_port
 from tests.integration.peer import Peer
 from tests.integration.replica import Replica
 from tests.integration.traders import INSTRUMENT_COUNT, Trader, make_traders, trade
@@ -73,7 +72,6 @@ host = "127.0.0.1"
 port = {upstream}
 key = "{key}"
 """
-PORTS: Final = range(20_000, 30_000)
 REPLAYED_COUNT: Final = 20
 FOLLOWED_INSTRUMENT: Final = 2
 
@@ -148,19 +146,6 @@ def own_key(venue: VenueProcess, firm: Firm, roles: Role) -> Ed25519PrivateKey:
         peer.log_on(load_key(venue.admin_key), "setup")
         admin(peer, Key(firm.participant_id, key.public_key().public_bytes_raw(), roles))
     return key
-
-
-def take_port() -> int:
-    """A port that nobody has: clients come back to it, so each life of the feed has the same.
-
-    Not one of those that the system gives away: while the feed is down somebody who connects would
-    get it, even a client that tries to connect to it, and then to itself.
-    """
-    for port in random.sample(PORTS, len(PORTS)):
-        with socket.socket() as free, suppress(OSError):
-            free.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("every port is taken")
 
 
 def make_follower(folder: Path, venue: VenueProcess, port: int) -> FeedProcess:

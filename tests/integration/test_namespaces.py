@@ -208,8 +208,8 @@ def test_a_host_that_loses_both_lines_heals_over_tcp(world: World) -> None:
 
 
 def test_a_host_on_a_slow_network_heals_what_its_switch_drops(world: World) -> None:
-    for network in world.networks[:2]:
-        network.throttle(world.hosts[2], kbit_per_second=400, queue_size=3_000)
+    for network in world.networks[:2]:  # Ten packets a second: the slowest venue has more.
+        network.throttle(world.hosts[2], kbit_per_second=16, queue_size=3_000)
     next_number = world.trade(400)
     for follower in (world.steady, world.troubled):
         follower.wait_for(next_number)

@@ -35,7 +35,7 @@ from protocol.order_entry import (
     OrderRejected,
 )
 from protocol.transport import SessionReject
-from tests.integration.market import CENT, CONTRACT, Firm, make_market, make_venue
+from tests.integration.market import CENT, CONTRACT, Firm, make_market, make_venue, take_port
 from tests.integration.peer import Peer
 from tests.source_tree import SOURCE
 from tools.venue_process import FeedProcess, ReplicaProcess, VenueProcess
@@ -201,8 +201,7 @@ class Prometheus:
     second."""
 
     def __init__(self, folder: Path, targets: list[str]) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self._address = f"127.0.0.1:{listener.getsockname()[1]}"
+        self._address = f"127.0.0.1:{take_port()}"
         folder.mkdir()
         self._log = folder / "log"
         configuration = folder / "prometheus.yml"

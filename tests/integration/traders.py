@@ -73,12 +73,17 @@ class Trader:
         assert self.peer is not None
         is_closed = self.peer.machine.state is not State.ESTABLISHED
         while len(self.unanswered) < IN_FLIGHT and not is_closed:
-            message = self._next_message()
-            self.sent.append(message)
-            number = self.peer.put(message)
-            assert number == len(self.sent), "the session numbers as we do"
-            self.unanswered.add(number)
+            self.put(self._next_message())
         self.peer.flush()
+
+    def put(self, message: Any) -> int:
+        """Queue one more command for the next flush; its number."""
+        assert self.peer is not None
+        self.sent.append(message)
+        number = self.peer.put(message)
+        assert number == len(self.sent), "the session numbers as we do"
+        self.unanswered.add(number)
+        return number
 
     def read(self) -> None:
         """One read from the socket."""

@@ -187,9 +187,7 @@ def _play(trader: Trader, messages: list[Any]) -> None:
     peer = trader.peer
     assert peer is not None, "logged on"
     for message in messages:
-        trader.sent.append(message)
-        number = peer.put(message)
-        trader.unanswered.add(number)
+        number = trader.put(message)
         peer.flush()
         while number in trader.unanswered:
             if not peer.is_open:
