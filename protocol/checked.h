@@ -1,5 +1,6 @@
 /* Assertions of the compiled modules. The checked build (-DBRIER_CHECKED=1) runs them: one that
- * fails prints where and what, and aborts the process. In the released build they are nothing. */
+ * fails prints where and what, and aborts the process. In the released build they are nothing.
+ * BRIER_PREFETCH, in both, asks for memory that is needed soon; any address will do. */
 
 #ifndef BRIER_CHECKED_H
 #define BRIER_CHECKED_H
@@ -26,5 +27,7 @@ static inline void brier_assertion_failed(const char *file, int line, const char
 #define BRIER_ASSERT(condition) ((void)0)
 
 #endif
+
+#define BRIER_PREFETCH(address) __builtin_prefetch(address)
 
 #endif

@@ -82,22 +82,21 @@ cdef inline void level_delete(BookSide* side, int32_t index) noexcept nogil:
             (side.count - <uint32_t>index) * sizeof(Level))
 
 
-cdef int book_insert(State* s, uint32_t slot) except -1:
-    """Put an order at the end of its level's queue."""
+cdef int level_open(BookSide* side, int32_t index, int64_t key) except -1:
+    """Make an empty level at a place between the others."""
+    side.levels = <Level*>grow(
+        side.levels, &side.capacity, sizeof(Level), <int64_t>side.count + 1)
+    memmove(&side.levels[index + 1], &side.levels[index],
+            (side.count - <uint32_t>index) * sizeof(Level))
+    side.count += 1
+    memset(&side.levels[index], 0, sizeof(Level))
+    side.levels[index].key = key
+    return 0
+
+
+cdef inline void level_enqueue(State* s, Level* level, uint32_t slot) noexcept nogil:
+    """Put an order at the end of a level's queue."""
     cdef Order* order = order_at(s, slot)
-    cdef BookSide* side = side_of(s, order)
-    cdef int64_t key = level_key(order.side, order.price)
-    cdef int32_t index = level_search(side, key)
-    cdef Level* level
-    if <uint32_t>index == side.count or side.levels[index].key != key:
-        side.levels = <Level*>grow(
-            side.levels, &side.capacity, sizeof(Level), <int64_t>side.count + 1)
-        memmove(&side.levels[index + 1], &side.levels[index],
-                (side.count - <uint32_t>index) * sizeof(Level))
-        side.count += 1
-        memset(&side.levels[index], 0, sizeof(Level))
-        side.levels[index].key = key
-    level = &side.levels[index]
     order.level_previous = level.tail
     order.level_next = 0
     if level.tail != 0:
@@ -107,7 +106,44 @@ cdef int book_insert(State* s, uint32_t slot) except -1:
     level.tail = slot
     level.count += 1
     level.quantity += order.leaves
+
+
+cdef int book_insert(State* s, uint32_t slot) except -1:
+    """Put an order at the end of its level's queue."""
+    cdef Order* order = order_at(s, slot)
+    cdef BookSide* side = side_of(s, order)
+    cdef int64_t key = level_key(order.side, order.price)
+    cdef int32_t index = level_search(side, key)
+    if <uint32_t>index == side.count or side.levels[index].key != key:
+        level_open(side, index, key)
+    level_enqueue(s, &side.levels[index], slot)
     return 0
+
+
+cdef int book_append(State* s, uint32_t slot) except -1:
+    """Put an order behind all of its side, which has the best level first until `book_turn`: so
+    a book is made of orders that come by price and priority, and no level is ever moved."""
+    cdef Order* order = order_at(s, slot)
+    cdef BookSide* side = side_of(s, order)
+    cdef int64_t key = level_key(order.side, order.price)
+    if side.count == 0 or key < side.levels[side.count - 1].key:
+        level_open(side, <int32_t>side.count, key)
+    elif key != side.levels[side.count - 1].key:
+        raise ValueError(f"order {order.order_id} has a better price than one before it")
+    level_enqueue(s, &side.levels[side.count - 1], slot)
+    return 0
+
+
+cdef void book_turn(BookSide* side) noexcept nogil:
+    """Have the best level at the end, after the last `book_append`."""
+    cdef uint32_t low = 0, high = side.count
+    cdef Level level
+    while low + 1 < high:
+        high -= 1
+        level = side.levels[low]
+        side.levels[low] = side.levels[high]
+        side.levels[high] = level
+        low += 1
 
 
 cdef int book_remove(State* s, uint32_t slot) except -1:

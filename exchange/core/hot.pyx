@@ -40,6 +40,7 @@ cdef extern from "<endian.h>" nogil:
 
 cdef extern from "protocol/checked.h":
     void BRIER_ASSERT(bint condition) noexcept nogil
+    void BRIER_PREFETCH(const void* address) noexcept nogil
     const char* BRIER_BUILD
 
 cdef enum:

@@ -12,6 +12,7 @@ cdef enum:
     POSITION_WORDS = 3
     ORDER_WORDS = 14
     COUNTER_WORDS = 11
+    GROUP = 32                    # orders whose places in memory are asked for together
 
 cdef struct Words:                # gathered; of an image, until they are passed on
     int64_t* items
@@ -302,7 +303,6 @@ cdef int save_order(State* s, uint32_t slot, Words* words) except -1:
 cdef uint32_t restore_order(State* s, Reader* reader) except 0:
     cdef uint32_t slot = order_allocate(s)
     cdef Order* order = order_at(s, slot)
-    cdef Instrument* instrument
     cdef int64_t[8] values
     read_words(reader, &order.order_id, 6)
     read_words(reader, values, 8)
@@ -314,15 +314,16 @@ cdef uint32_t restore_order(State* s, Reader* reader) except 0:
     order.is_market = <uint8_t>values[5]
     order.is_open = <uint8_t>values[6]
     order.is_registered = <uint8_t>values[7]
-    order.position = position_find(s, order.account, order.instrument)
-    if order.is_open:
-        instrument = instrument_at(s, order.instrument)
-        account_at(s, order.account).open_order_count += 1
-        s.open_order_count += 1
-        open_change(position_at(s, order.position), instrument, order.side, order.price,
-                    order.leaves)
-        position_refresh(s, position_at(s, order.position), instrument.payout)
     return slot
+
+
+cdef void restore_open(State* s, Order* order) noexcept nogil:
+    """Count an open order in its row and account."""
+    cdef Instrument* instrument = instrument_at(s, order.instrument)
+    account_at(s, order.account).open_order_count += 1
+    s.open_order_count += 1
+    open_change(position_at(s, order.position), instrument, order.side, order.price, order.leaves)
+    position_refresh(s, position_at(s, order.position), instrument.payout)
 
 
 cdef int save_orders(State* s, Words* words) except -1:
@@ -351,19 +352,62 @@ cdef int entered_compare(const void* a, const void* b) noexcept nogil:
     return (first > second) - (first < second)
 
 
+cdef int restore_group(State* s, Reader* reader, Entered* entered, int64_t count) except -1:
+    """The next orders, without their places in books and lists.
+
+    What they touch lies all over the memory: it is asked for before it is needed, so that the waits
+    for it are side by side.
+    """
+    cdef int64_t i
+    cdef Order* order
+    for i in range(count):
+        entered[i].slot = restore_order(s, reader)
+        order = order_at(s, entered[i].slot)
+        entered[i].order_id = order.order_id
+        table_prefetch(&s.by_account_instrument, order.account, order.instrument)
+    for i in range(count):
+        order = order_at(s, entered[i].slot)
+        order.position = position_find(s, order.account, order.instrument)
+        BRIER_PREFETCH(&s.positions[order.position])
+        BRIER_PREFETCH(&s.accounts[order.account])
+    for i in range(count):
+        order = order_at(s, entered[i].slot)
+        if order.is_open:
+            restore_open(s, order)
+    return 0
+
+
+cdef int register_group(State* s, Entered* entered, int64_t count) except -1:
+    """The next orders in order of their ids; what they touch is asked for as above."""
+    cdef int64_t i
+    cdef Order* order
+    for i in range(count):
+        BRIER_PREFETCH(&s.orders[entered[i].slot])
+    for i in range(count):
+        order = order_at(s, entered[i].slot)
+        table_prefetch(&s.by_order_id, <uint64_t>order.order_id, 0)
+        table_prefetch(&s.by_client_order_id, <uint64_t>order.client_order_id, order.session)
+        BRIER_PREFETCH(&s.orders[session_at(s, order.session).last_order])
+    for i in range(count):
+        order_register(s, entered[i].slot)
+    return 0
+
+
 cdef int restore_orders(State* s, Reader* reader) except -1:
-    cdef int64_t i, resting = read_count(reader, ORDER_WORDS)
+    cdef int64_t i, first, resting = read_count(reader, ORDER_WORDS)
     cdef int64_t count = resting + (s.pending.kind == PENDING_ORDER)
     cdef Entered* entered = <Entered*>malloc((count + 1) * sizeof(Entered))
     if entered == NULL:
         raise MemoryError(f"no memory to sort {count} orders")
     try:
         s.orders = <Order*>grow(s.orders, &s.order_capacity, sizeof(Order), count + 1)
-        for i in range(count):
-            entered[i].slot = restore_order(s, reader)
-            entered[i].order_id = order_at(s, entered[i].slot).order_id
-            if i < resting:
-                book_insert(s, entered[i].slot)
+        for first in range(0, count, GROUP):
+            restore_group(s, reader, &entered[first], min(GROUP, count - first))
+        for i in range(resting):
+            book_append(s, entered[i].slot)
+        for i in range(1, s.instrument_count + 1):
+            book_turn(&s.instruments[i].sides[0])
+            book_turn(&s.instruments[i].sides[1])
         if count > resting:
             s.pending.slot = entered[resting].slot
             count -= not order_at(s, s.pending.slot).is_registered
@@ -371,8 +415,8 @@ cdef int restore_orders(State* s, Reader* reader) except -1:
         qsort(entered, <size_t>count, sizeof(Entered), entered_compare)
         table_reserve(&s.by_order_id, <uint64_t>count)
         table_reserve(&s.by_client_order_id, <uint64_t>count)
-        for i in range(count):
-            order_register(s, entered[i].slot)
+        for first in range(0, count, GROUP):
+            register_group(s, &entered[first], min(GROUP, count - first))
     finally:
         free(entered)
     if reader.position != reader.count:

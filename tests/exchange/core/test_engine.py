@@ -185,6 +185,51 @@ def test_an_image_is_names_and_words_behind_their_hash(order_count: int) -> None
     assert restored.image() == image
 
 
+def deep_venue(level_count: int) -> Venue:
+    """Bids at so many prices, two orders each, entered from the best price, from the worst and in
+    between; and one ask less."""
+    venue = Venue().with_market()
+    number = 0
+    for index in range(level_count):
+        level = index * 7 % level_count
+        for side, price in ((Side.BUY, 4_000 - 100 * level), (Side.SELL, 6_000 + 100 * level)):
+            for _ in range(2 if side == Side.BUY or level else 0):
+                number += 1
+                venue.send(2, rest(number, price, 100, side, 1))
+    venue.take()
+    return venue
+
+
+@pytest.mark.parametrize("level_count", [1, 2, 3, 4, 36])
+def test_a_restored_book_has_its_levels_in_order(level_count: int) -> None:
+    """The best is first in the image, and last in memory."""
+    venue = deep_venue(level_count)
+    restored = Engine.restore(venue.engine.image())
+    restored.check()
+    assert restored.public_digest() == venue.engine.public_digest()
+    for engine in (venue.engine, restored):
+        order = NewOrder(1_000, 1, 2, Side.SELL, 4_000 - 100 * (level_count // 2), 500)
+        sweep = msgspec.msgpack.encode(order)
+        now_ns = engine.time_ns + 1
+        state = engine.session(3)
+        number = state.last_client_number + 1
+        engine.submit(records.FROM_CLIENT, 3, state.connection, number, now_ns, now_ns, sweep)
+    assert restored.take_batch() == venue.engine.take_batch()
+    restored.check()
+
+
+def test_an_image_whose_orders_do_not_come_by_price_is_refused() -> None:
+    image = deep_venue(3).engine.image()
+    names, rows = msgspec.msgpack.decode(image[IMAGE_HASH_SIZE:], type=tuple[Names, bytes])
+    size = 14 * 8  # of an order; they are the last
+    first, second = rows[-2 * size : -size], rows[-size:]
+    assert rows[-4 * size : -3 * size][16:24] != first[16:24] == second[16:24], "prices"
+    swapped = rows[: -4 * size] + first + second + rows[-4 * size : -2 * size]
+    body = msgspec.msgpack.encode((names, swapped))
+    with pytest.raises(ValueError, match="has a better price than one before it"):
+        Engine.restore(blake2b(body, digest_size=IMAGE_HASH_SIZE).digest() + body)
+
+
 def test_channels_and_epoch_are_part_of_the_state() -> None:
     venue = Venue().with_market()
     venue.send(1, admin.Event("SNOW", EventKind.BINARY, "Snow?", "USD", 64))
