@@ -13,6 +13,8 @@ from hashlib import blake2b
 from typing import Final, NamedTuple
 from zlib import crc32
 
+from journal.chain import unpack_chained_header, unpack_header, unpack_record
+
 SECTOR_SIZE: Final = 512  # What a disk writes whole or not at all.
 RECORD_SIZE_MAX: Final = 256 * 1024  # Bounds what a torn write can touch, and the reader's memory.
 HASH_SIZE: Final = 32
@@ -43,7 +45,6 @@ assert RECORD_SIZE_MAX % SECTOR_SIZE == 0, "the largest record ends on a sector"
 
 _PADDING: Final = b"\xff" * SECTOR_SIZE
 _ZERO_HALF: Final = bytes(SECTOR_SIZE // 2)
-_ZERO_SECTOR: Final = bytes(SECTOR_SIZE)
 
 Buffer = bytes | bytearray | memoryview
 
@@ -62,6 +63,10 @@ class Defect(enum.StrEnum):
     RULES_VERSION = "rules version changed inside a segment"
     PAYLOAD_CRC = "payload checksum differs"
     PADDING = "padding is not 0xFF"
+
+
+_DEFECTS: Final = tuple(Defect)
+"""By their places, as chain.pyx tells them."""
 
 
 class RecordError(Exception):
@@ -133,6 +138,10 @@ class Record(NamedTuple):
     size: int  # on disk, padding included
 
 
+_KINDS: Final = (Head, Record)
+"""What chain.pyx makes."""
+
+
 def padded_size(size: int) -> int:
     """`size` rounded up to whole sectors."""
     return -(-size // SECTOR_SIZE) * SECTOR_SIZE
@@ -184,20 +193,10 @@ def build_record(
 
 def read_header(content: Buffer, offset: int = 0) -> Header:
     """The header at `offset`. Raises RecordError when it is invalid; does not look at the chain."""
-    if len(content) - offset < HEADER_SIZE:
-        raise RecordError(Defect.MAGIC)
-    header = Header._make(_HEADER.unpack_from(content, offset))
-    if header.magic != MAGIC:
-        raise RecordError(Defect.MAGIC)
-    if crc32(content[offset : offset + _BODY.size]) != header.header_crc:
-        raise RecordError(Defect.HEADER_CRC)
-    if header.format_version != FORMAT_VERSION:
-        raise RecordError(Defect.FORMAT_VERSION)
-    if not 1 <= header.payload_size <= PAYLOAD_SIZE_MAX:
-        raise RecordError(Defect.BOUNDS)
-    if header.command_count < 1 or header.first_sequence < 1:
-        raise RecordError(Defect.BOUNDS)
-    return header
+    found = unpack_header(content, offset)
+    if isinstance(found, int):
+        raise RecordError(_DEFECTS[found])
+    return Header._make(found)
 
 
 def read_chained_header(content: Buffer, previous: Head, is_first_of_segment: bool) -> Header:
@@ -205,18 +204,10 @@ def read_chained_header(content: Buffer, previous: Head, is_first_of_segment: bo
 
     `content` reaches to the end of the segment or of the largest record. Raises RecordError.
     """
-    header = read_header(content)
-    if header.record_size > len(content):
-        raise RecordError(Defect.EXTENT)
-    if header.first_sequence != previous.sequence + 1:
-        raise RecordError(Defect.SEQUENCE)
-    if header.previous_hash != previous.hash:
-        raise RecordError(Defect.CHAIN)
-    if header.term < previous.term:
-        raise RecordError(Defect.TERM)
-    if header.rules_version != previous.rules_version and not is_first_of_segment:
-        raise RecordError(Defect.RULES_VERSION)
-    return header
+    found = unpack_chained_header(content, previous, is_first_of_segment)
+    if isinstance(found, int):
+        raise RecordError(_DEFECTS[found])
+    return Header._make(found)
 
 
 def read_record(content: memoryview, previous: Head, segment_number: int, offset: int) -> Record:
@@ -225,26 +216,8 @@ def read_record(content: memoryview, previous: Head, segment_number: int, offset
     `content` reaches to the end of the segment or of the largest record; `segment_number` and
     `offset` say where it starts. Raises RecordError.
     """
-    header = read_chained_header(content, previous, offset == SECTOR_SIZE)
-    end = HEADER_SIZE + header.payload_size
-    payload = content[HEADER_SIZE:end]
-    if crc32(payload) != header.payload_crc:
-        raise RecordError(Defect.PAYLOAD_CRC)
-    size = padded_size(end)
-    # Not `==`, which compares a view item by item.
-    if not _PADDING.startswith(content[end:size]):
-        raise RecordError(Defect.PADDING)
-    digest = blake2b(content[:size], digest_size=HASH_SIZE).digest()
-    head = Head(previous.sequence + header.command_count, digest, header.term, header.rules_version)
-    return Record(
-        header.first_sequence,
-        header.command_count,
-        header.rules_version,
-        header.term,
-        header.events_crc,
-        payload,
-        head,
-        segment_number,
-        offset,
-        size,
-    )
+    is_first = offset == SECTOR_SIZE
+    found = unpack_record(content, previous, segment_number, offset, is_first, _KINDS)
+    if isinstance(found, int):
+        raise RecordError(_DEFECTS[found])
+    return found

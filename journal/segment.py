@@ -151,23 +151,23 @@ class SegmentReader:
         self._segment = segment
 
     def records(self) -> Iterator[Record]:
-        size = self._segment.size
+        number, size = self._segment.number, self._segment.size
         block = memoryview(b"")
-        start, safe_end = self.offset, -1
-        while self.offset < size:
+        start = offset = self.offset
+        safe_end = -1
+        while offset < size:
             # The view reaches to the end of the largest record, or to the end of the segment.
-            if self.offset > safe_end:
-                start = self.offset
+            if offset > safe_end:
+                start = offset
                 block = memoryview(self._file.read(start, min(BLOCK_SIZE, size - start)))
                 end = start + len(block)
                 safe_end = end - RECORD_SIZE_MAX if end < size else size
-            view = block[self.offset - start :]
             try:
-                record = read_record(view, self.head, self._segment.number, self.offset)
+                record = read_record(block[offset - start :], self.head, number, offset)
             except RecordError as bad:
                 self.defect = bad.defect
                 return
             self.head = record.head
-            self.offset += record.size
+            self.offset = offset = offset + record.size
             self.record_count += 1
             yield record

@@ -19,6 +19,7 @@ import exchange.core.hot
 import exchange.datagrams
 import exchange.node.ingress
 import journal
+import journal.chain
 import journal.streams
 import protocol.codec
 import protocol.packer
@@ -34,6 +35,7 @@ COMPILED = (
     exchange.datagrams,
     exchange.node.ingress,
     protocol.packer,
+    journal.chain,
     journal.streams,
     protocol.codec,
     tools.drain,
