@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 from contextlib import closing
 from typing import Final, NamedTuple
 from zlib import crc32
@@ -83,11 +84,10 @@ class Index:
         assert 0 <= place < self.row_count, f"row {place} of {self.row_count}"
         return Row(*_ROW.unpack_from(self._content, _HEAD.size + place * _ROW.size))
 
-    def has_row(self, place: int, row: tuple[int, int, int]) -> bool:
-        """Whether this record is in this place."""
-        if place >= self.row_count:
-            return False
-        return _ROW.unpack_from(self._content, _HEAD.size + place * _ROW.size) == row
+    def rows(self, place: int) -> Iterator[tuple[int, ...]]:
+        """The fields of the records from this place on."""
+        begin = _HEAD.size + place * _ROW.size
+        return _ROW.iter_unpack(memoryview(self._content)[begin : self._streams_offset])
 
     def find_sequence(self, sequence: int) -> int:
         """Offset of the record that has the sequence; 0: it is not in the segment."""

@@ -12,6 +12,7 @@ All of it belongs to one thread; only the sealing job runs elsewhere, on files t
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from threading import Lock
 from typing import Final, NamedTuple
@@ -32,7 +33,7 @@ from journal.event_format import (
     parse_name,
     segment_name,
 )
-from journal.event_index import Index, build_index
+from journal.event_index import build_index
 from journal.event_proof import (
     find_unindexed,
     good_records,
@@ -156,14 +157,18 @@ class EventLog:
         there. Raises JournalFailed."""
         assert not self._is_started, "records are checked before the start"
         assert first_sequence == self._position.sequence + 1, "records are checked in order"
-        header = RecordHeader(rules_version, first_sequence, command_count, len(events), events_crc)
-        checked = self._checked
-        # Once for every record of the journal: no context manager, which costs as much as the rest.
+        checked, size = self._checked, len(events)
+        # Once for every record of the journal: no context manager, which costs as much as the rest,
+        # and no header where an index has the record.
         self._latch.check()
         try:
-            if checked is None or not self._has_room(len(events)):
+            if checked is None or not has_room(checked.end, size, self._segment_size):
                 checked = self._enter(first_sequence)
-            checked.take(header, events)
+            if not checked.pass_indexed(first_sequence, size, events_crc):
+                header = RecordHeader(
+                    rules_version, first_sequence, command_count, size, events_crc
+                )
+                checked.take(header, events)
         except OSError as error:
             raise self._latch.fail("check events/", error) from error
         last_sequence = first_sequence + command_count - 1
@@ -213,10 +218,6 @@ class EventLog:
                     break
             self._mend()
         self._is_started = True
-
-    def _has_room(self, size: int) -> bool:
-        """Whether the segment takes a record."""
-        return has_room(self._position.offset, size, self._segment_size)
 
     def _enter(self, first_sequence: int) -> _CheckedSegment:
         """The segment that is checked begins here; the one before is full."""
@@ -304,10 +305,11 @@ class EventLog:
         self._latch.check()
         assert self._is_started, "the log is started"
         assert first_sequence == self._position.sequence + 1, "no record is left out"
-        header = RecordHeader(rules_version, first_sequence, command_count, len(events), events_crc)
+        size = len(events)
+        header = RecordHeader(rules_version, first_sequence, command_count, size, events_crc)
         content = encode_record_header(header) + events
         try:
-            if self._file is None or not self._has_room(len(events)):
+            if self._file is None or not has_room(self._position.offset, size, self._segment_size):
                 self._begin_segment(first_sequence)
             assert self._file is not None
             self._file.write(self._position.offset, content)
@@ -359,16 +361,15 @@ class _CheckedSegment:
         self._header = header
         self._aside: File | None = None
         self._file: File | None = None
-        self._index: Index | None = None
-        self._row = 0
+        self._rows: Iterator[tuple[int, ...]] | None = None  # of the index that follow, if any
         self._block = b""  # of a file without an index, from `_block_offset` on
         self._block_offset = 0
         self._is_proven = False
         if is_there:
             self._file = storage.open(segment_name(first_sequence))
             if self._file.read(0, len(header)) == header:
-                self._index = read_index(storage, first_sequence, self._file.size())
-                self._row = self._index.place_of(end) if self._index is not None else 0
+                index = read_index(storage, first_sequence, self._file.size())
+                self._rows = index.rows(index.place_of(end)) if index is not None else None
             else:
                 self._file.close()
                 self._file = None
@@ -382,8 +383,18 @@ class _CheckedSegment:
     def aside_name(self) -> str:
         return segment_name(self.first_sequence) + TEMPORARY_SUFFIX
 
+    def pass_indexed(self, first_sequence: int, size: int, events_crc: int) -> bool:
+        """Take the next record, with so many bytes of events, if the index has it.
+
+        The index was made from the whole segment when it was full: no need to read that again.
+        """
+        if self._rows is None or next(self._rows, None) != (first_sequence, self.end, events_crc):
+            return False
+        self.end += RECORD_HEADER_SIZE + size
+        return True
+
     def take(self, header: RecordHeader, events: bytes) -> None:
-        """The next record: compared while all is right, then written."""
+        """The next record, which no index has: compared while all is right, then written."""
         if not self.is_aside and not self._is_same(header, events):
             self._copy_aside()
         if self._aside is not None:
@@ -394,12 +405,12 @@ class _CheckedSegment:
         """No record follows: nothing else may, either."""
         if not self.is_aside and (self._file is None or self._file.size() != self.end):
             self._copy_aside()
-        if self._index is not None and not self.is_aside:
-            self._is_proven = self._row == self._index.row_count
+        if self._rows is not None:
+            self._is_proven = next(self._rows, None) is None
         if self._aside is not None:
             self._aside.sync()
         # They are large, and there may be many segments.
-        self._index = None
+        self._rows = None
         self._block = b""
         for file in (self._aside, self._file):
             if file is not None:
@@ -420,14 +431,8 @@ class _CheckedSegment:
             self._storage.remove(self.aside_name)
 
     def _is_same(self, header: RecordHeader, events: bytes) -> bool:
-        if self._file is None:
+        if self._file is None or self._rows is not None:
             return False
-        if self._index is not None:
-            # The index was made from the whole segment when it was full: no need to read it again.
-            row = (header.first_sequence, self.end, header.events_crc)
-            is_same = self._index.has_row(self._row, row)
-            self._row += 1
-            return is_same
         size = RECORD_HEADER_SIZE + len(events)
         begin = self.end - self._block_offset
         if begin + size > len(self._block):
@@ -439,6 +444,7 @@ class _CheckedSegment:
     def _copy_aside(self) -> None:
         """Go on in a copy of what is right so far."""
         self.is_aside = True
+        self._rows = None
         with suppress(FileNotFoundError):
             self._storage.remove(self.aside_name)
         self._aside = self._storage.create(self.aside_name)
