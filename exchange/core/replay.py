@@ -19,6 +19,7 @@ __all__ = [
     "ReplayError",
     "RestoreError",
     "SnapshotToRestore",
+    "is_way_out",
     "replay_record",
     "restore_engine",
 ]
@@ -84,22 +85,34 @@ def replay_record(engine: Engine, record: RecordToReplay) -> bytes:
     """Apply the record that continues the engine's state; its events. Raises ReplayError: then the
     state is lost, unless the record has other rules."""
     first_sequence = record.first_sequence
-    place = f"record of sequence {first_sequence}"
     if record.rules_version != core.RULES_VERSION:  # Before anything in it is read.
-        text = f"{place} has rules {record.rules_version}, this build replays {core.RULES_VERSION}"
-        raise ReplayError(EXIT_OTHER_RULES, text, first_sequence)
+        text = f"has rules {record.rules_version}, this build replays {core.RULES_VERSION}"
+        raise ReplayError(EXIT_OTHER_RULES, f"{_place(record)} {text}", first_sequence)
     if engine.sequence == 0 and not engine.is_genesis(record.payload):
         text = "the journal does not begin with Genesis"
         raise ReplayError(EXIT_NO_GENESIS, text, first_sequence)
     try:
         events, events_crc = engine.replay(first_sequence, record.command_count, record.payload)
     except Exception as error:
-        text = f"replay failed: {place}, command {engine.sequence}: {error}"
+        text = f"replay failed: {_place(record)}, command {engine.sequence}: {error}"
         raise ReplayError(EXIT_DIFFERENT, text, first_sequence) from error
     if events_crc != record.events_crc:
-        text = f"replay differs: {place}: events {events_crc:08x}, were {record.events_crc:08x}"
-        raise ReplayError(EXIT_DIFFERENT, text, first_sequence)
+        text = f"events {events_crc:08x}, were {record.events_crc:08x}"
+        raise ReplayError(
+            EXIT_DIFFERENT, f"replay differs: {_place(record)}: {text}", first_sequence
+        )
     return events
+
+
+def _place(record: RecordToReplay) -> str:
+    return f"record of sequence {record.first_sequence}"
+
+
+def is_way_out(error: ReplayError, before: ReplayError | None) -> bool:
+    """Whether another snapshot may lead past a record that could not be replayed; `before` is what
+    the last one has led to. Two proven states that fail on one record are right, and so is it."""
+    is_same = before is not None and before.first_sequence == error.first_sequence
+    return error.exit_code == EXIT_DIFFERENT and not is_same
 
 
 def restore_engine(head: SnapshotToRestore, image: bytes) -> Engine:

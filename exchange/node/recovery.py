@@ -19,10 +19,10 @@ from exchange.clock import Clock
 from exchange.config import ThrottleSettings
 from exchange.core.engine import RULES_VERSION, Engine
 from exchange.core.replay import (
-    EXIT_DIFFERENT,
     EXIT_OTHER_RULES,
     ReplayError,
     RestoreError,
+    is_way_out,
     replay_record,
     restore_engine,
 )
@@ -78,7 +78,7 @@ class Surroundings:
     prepare: Execute = run_in_thread
     random_bytes: Callable[[int], bytes] = secrets.token_bytes
     status: Callable[[str], None] = lambda line: None
-    """Takes a line about the recovery each second; systemd shows it."""
+    """Takes a line about the recovery, one a second and one a snapshot; systemd shows it."""
     segment_size: int = 64 * 1024 * 1024
     event_segment_size: int = EVENT_SEGMENT_SIZE
     connections_max: int = CONNECTIONS_MAX
@@ -137,9 +137,7 @@ def recover(surroundings: Surroundings) -> Recovered:
         except _UnusableError as error:
             reason = str(error)
         except ReplayError as error:
-            # Two proven states that fail on one record are right, and so is the record.
-            is_same = stopped is not None and stopped.first_sequence == error.first_sequence
-            if is_same or error.exit_code != EXIT_DIFFERENT:
+            if not is_way_out(error, stopped):
                 raise
             stopped, reason = error, str(error)
         except JournalDamaged as error:
@@ -192,8 +190,9 @@ def _recover(
         journal.close()
         raise
     try:
-        reading = _begin(surroundings, folder, head, event_log)
-        command_count = reading.read(surroundings, journal, event_log)
+        progress = Progress(surroundings.clock, surroundings.log, surroundings.status)
+        reading = _begin(surroundings, folder, head, event_log, progress)
+        command_count = reading.read(surroundings, journal, event_log, progress)
         event_log.start(reading.engine.sequence)
     except BaseException:
         event_log.close()
@@ -217,12 +216,14 @@ def _begin(
     folder: SnapshotFolder,
     head: SnapshotHead | None,
     event_log: EventLog,
+    progress: Progress,
 ) -> "_Reading":
     """As of a snapshot, or before the first record. Raises _UnusableError, JournalFailed."""
     if head is None:
         return _Reading(Engine(), surroundings.throttle)
     if not event_log.begin_behind(head):
         raise _UnusableError("events/ do not reach it")
+    progress.restore(head)
     try:
         engine = restore_engine(head, folder.read(head))
     except (SnapshotDamaged, RestoreError) as error:
@@ -247,11 +248,16 @@ class _Reading:
         self.ingress = _make_ingress(engine, throttle)
         self.last_events = LastEvents()
 
-    def read(self, surroundings: Surroundings, journal: Journal, event_log: EventLog) -> int:
+    def read(
+        self,
+        surroundings: Surroundings,
+        journal: Journal,
+        event_log: EventLog,
+        progress: Progress,
+    ) -> int:
         """Apply every record; how many commands that were."""
         engine = self.engine
         first_sequence = engine.sequence
-        progress = Progress(surroundings.clock, surroundings.log, surroundings.status)
         progress.begin(first_sequence, (surroundings.commands, surroundings.events))
         for record in journal.records():
             events = replay_record(engine, record)

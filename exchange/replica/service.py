@@ -2,7 +2,8 @@
 
 A start takes the newest snapshot and reads what the journal has behind it, or all of it. Then the
 replica follows the venue, at a low priority and a tenth of a second behind, and makes a snapshot
-whenever one is due. Whatever ends it, the venue goes on.
+whenever one is due. A snapshot that leads to other events than the venue's is passed over as the
+venue's own start does it: for an older one, else all records. Whatever ends it, the venue goes on.
 """
 
 import asyncio
@@ -10,11 +11,13 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from exchange.config import SnapshotSettings
+from exchange.core.replay import ReplayError, is_way_out
 from exchange.replica.limits import PROGRESS_S, SLICE_SIZE
 from exchange.replica.replica import Replica
 from exchange.replica.snapshotter import Snapshotter
 from exchange.replica.source import CommandSource, LocalSource
 from exchange.replica.surroundings import Surroundings
+from journal import JournalDamaged
 
 __all__ = ["ReplicaService"]
 
@@ -39,22 +42,22 @@ class ReplicaService:
         self._loop = loop
         self._step: asyncio.Future[Any] | None = None
         self._progress_ns = 0
-        self._start_count = 0
         surroundings.snapshots.lock()
         try:
-            self._begin(settings)
+            self.snapshotter = Snapshotter(surroundings, settings)
+            self._begin()
         except BaseException:
             surroundings.snapshots.close()
             raise
 
-    def _begin(self, settings: SnapshotSettings) -> None:
+    def _begin(self) -> None:
         around = self._surroundings
-        self.snapshotter = Snapshotter(around, settings)
         found = self.snapshotter.restore_newest()
         head, engine = found if found is not None else (None, None)
         self.replica = Replica(around.event_segment_size, head, engine)
         self.snapshotter.begin(self.replica, head)
         self.source: CommandSource = LocalSource(around.commands, around.connect, self.log, head)
+        self._start_count = 0
         self.log.info("replica_started", sequence=self.replica.sequence)
 
     @property
@@ -66,6 +69,26 @@ class ReplicaService:
     async def run(self) -> None:
         """Follow the venue for ever. Raises ReplicaFailure, ReplayError, JournalError,
         PositionError, AssertionError, OSError."""
+        before: ReplayError | None = None
+        while True:
+            try:
+                await self._run()
+            except ReplayError as error:
+                if not is_way_out(error, before):
+                    raise
+                if not self.snapshotter.pass_over_begun(str(error)):
+                    raise
+                before = error
+            except JournalDamaged:
+                if before is None or self.replica.sequence:
+                    raise
+                # The first records are not here, as they are archived.
+                raise before from None
+            self.source.close()
+            self._begin()
+
+    async def _run(self) -> None:
+        """With the snapshot that was begun with."""
         jobs = [self._loop.create_task(job) for job in (self.source.run(), self._follow())]
         try:
             await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)

@@ -69,7 +69,7 @@ class Snapshotter:
         self._settings = settings
         self._clock = surroundings.clock
         self._log = surroundings.log
-        self._unusable: set[str] = set()  # names of snapshots that do not restore
+        self._unusable: set[str] = set()  # names of those that do not restore, or lead elsewhere
         self._proven_segment = 1  # of events/: those before it need not be looked at again
         # As of the last attempt, or of the start.
         self._sequence = 0
@@ -81,14 +81,27 @@ class Snapshotter:
     def restore_newest(self) -> tuple[SnapshotHead, Engine] | None:
         """The newest snapshot that this build can use, None when there is none. Raises OSError."""
         for head in self._folder.heads():
+            if head.name in self._unusable:
+                continue
             try:
                 if head.events_segment_size != self._surroundings.event_segment_size:
                     raise RestoreError("its events/ have segments of another size")
                 return head, restore_engine(head, self._folder.read(head))
             except (SnapshotDamaged, RestoreError) as error:
-                self._unusable.add(head.name)
-                self._log.error("snapshot_passed_over", file=head.name, reason=str(error))
+                self._pass_over(head, str(error))
         return None
+
+    def pass_over_begun(self, reason: str) -> bool:
+        """Never again take the snapshot that was begun with, as it has led to this; False when it
+        is not known to be to blame: there was none, or one was made and proven since."""
+        if self.newest is None or self.made_count:
+            return False
+        self._pass_over(self.newest.head, reason)
+        return True
+
+    def _pass_over(self, head: SnapshotHead, reason: str) -> None:
+        self._unusable.add(head.name)
+        self._log.error("snapshot_passed_over", file=head.name, reason=reason)
 
     def begin(self, replica: Replica, head: SnapshotHead | None) -> None:
         """Count from here: the replica goes on from this snapshot. Raises OSError."""

@@ -1,8 +1,11 @@
-"""The line about a recovery, once a second."""
+"""The line about a recovery, once a second, and that about the snapshot it begins with."""
+
+import pytest
 
 from exchange.logs import Log
 from exchange.node.progress import Progress
 from journal.memory import MemoryStorage
+from tests.exchange.node.snapshots import spoil, take_snapshot, traded_world
 
 SECOND_NS = 1_000_000_000
 
@@ -53,6 +56,30 @@ def test_a_line_a_second_says_how_far_and_how_long() -> None:
         "STATUS=recovering: sequence 2000 of 5000 or more, 1000 commands/s, 3 s left"
     )
     assert len(told) == 3
+
+
+def test_a_snapshot_is_named_before_it_is_read() -> None:
+    """Each that is tried: there is nothing else to be seen of a start until it is restored."""
+    world = traded_world()
+    old = take_snapshot(world, world.engine.sequence - 9)
+    new = take_snapshot(world, world.engine.sequence - 4)
+    world.snapshots_disk = spoil(world.snapshots_disk, new.name, -1)
+    world.lines.clear()
+    world.boot()
+    events = [line.partition("event=")[2] for line in world.lines]
+    shown = [line for line in events if line.startswith(("restoring", "snapshot_passed", "recov"))]
+    assert shown[0] == f"restoring file={new.name} bytes={new.image_size}"
+    assert shown[1].startswith(f"snapshot_passed_over file={new.name} ")
+    assert shown[2] == f"restoring file={old.name} bytes={old.image_size}"
+    assert shown[3].startswith("recovered ")
+
+
+@pytest.mark.parametrize(("size", "megabytes"), [(1, 1), (1_000_000, 1), (343_920_734, 344)])
+def test_the_status_names_the_snapshot(size: int, megabytes: int) -> None:
+    world, told = traded_world(), list[str]()
+    head = take_snapshot(world, world.engine.sequence)._replace(image_size=size)
+    Progress(ManualClock(), Log(lambda: 0, lambda line: None), told.append).restore(head)
+    assert told == [f"STATUS=restoring: snapshot {head.name}, {megabytes} MB"]
 
 
 def test_a_second_without_a_record_is_no_division() -> None:

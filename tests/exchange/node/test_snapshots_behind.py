@@ -1,7 +1,9 @@
 """Starting from a snapshot over events/ and commands/ that are not whole: what was kept of the
 records before it, terms, archives, and damage anywhere."""
 
+import errno
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -23,7 +25,7 @@ from journal.manifest import (
     encode_archived,
     encode_term,
 )
-from journal.memory import MemoryStorage
+from journal.memory import MemoryFile, MemoryStorage
 from journal.snapshot import SNAPSHOT_HEADER_SIZE, decode_snapshot_head
 from protocol.order_entry import OrderAccepted, OrderFilled
 from protocol.records import EVENT_HEAD, REPORT, SESSION
@@ -255,6 +257,46 @@ def test_what_is_archived_is_not_needed(archived: tuple[World, Start]) -> None:
     world, expected = archived
     world.boot()
     assert used(world) == world.engine.sequence - 3
+    assert start_of(world) == expected
+
+
+class Replaced(MemoryStorage):
+    """A replica at work beside the start: once the heads of those found were read, they are pruned,
+    and the newer ones are there."""
+
+    def __init__(self, found: dict[str, bytes], newer: dict[str, bytes]) -> None:
+        super().__init__({**found, **newer})
+        self.left = len(found)
+        self.newer = newer
+
+    def names(self) -> list[str]:
+        return [name for name in super().names() if (name in self.newer) == (self.left == 0)]
+
+    def open(self, name: str, **options: Any) -> MemoryFile:
+        if name not in self.names():
+            raise FileNotFoundError(errno.ENOENT, "pruned", name)
+        self.left = max(0, self.left - 1)
+        return super().open(name, **options)
+
+
+@pytest.mark.parametrize("is_archived", [False, True])
+def test_newer_ones_take_the_place_of_those_that_were_pruned(
+    archived: tuple[World, Start], is_archived: bool
+) -> None:
+    """Where the records before them are archived they are the only way."""
+    world, expected = archived
+    if not is_archived:
+        world = traded_world()
+        expected = start_from_the_first_record(world)
+        for back in (2, 5):
+            take_snapshot(world, world.engine.sequence - back)
+    old, new = sorted(world.snapshots_disk.names())
+    images = world.snapshots_disk.images()
+    world.snapshots_disk = Replaced({old: images[old]}, {new: images[new]})
+    world.boot()
+    (reason,) = passed_over(world)
+    assert "pruned" in reason
+    assert used(world) == int(new[:20])
     assert start_of(world) == expected
 
 

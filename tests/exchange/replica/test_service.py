@@ -5,11 +5,14 @@ import asyncio
 import errno
 import threading
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Any
 
+import msgspec
 import pytest
 
 from exchange import position as position_module
+from exchange.core.reference import IMAGE_HASH_SIZE, Names
 from exchange.core.replay import ReplayError
 from exchange.position import PositionError
 from exchange.replica import service as service_module
@@ -18,10 +21,19 @@ from exchange.replica.limits import SLICE_SIZE
 from exchange.replica.replica import Replica
 from exchange.replica.snapshotter import Snapshotter
 from exchange.replica.source import LocalSource
-from journal import JournalDamaged, JournalHeld, Record, SnapshotFolder, Storage
+from journal import (
+    JournalDamaged,
+    JournalHeld,
+    Record,
+    SnapshotFolder,
+    SnapshotHead,
+    Storage,
+    hash_image,
+)
 from journal.faulty import Fault, FaultyFile, FaultyStorage
 from journal.snapshot import encode_snapshot_head
 from tests.exchange.loops import PATIENCE_S, on_both_loops, until
+from tests.exchange.node import world as world_module
 from tests.exchange.node.snapshots import head_at, take_snapshot
 from tests.exchange.replica.desk import (
     Desk,
@@ -159,6 +171,116 @@ async def test_what_does_not_restore_is_not_counted_among_the_kept(
             await desk.attempt()
         assert (snapshotter.kept_count, snapshotter.bad_count) == (2, 0)
     assert len(check_snapshots(world, world.snapshots_disk)) == 2
+
+
+def take_wrong(world: TradingWorld, sequence: int) -> SnapshotHead:
+    """A snapshot that is whole, of a state in which the next order gets another id."""
+    head, image = head_at(world, sequence)
+    names, words = msgspec.msgpack.decode(image[IMAGE_HASH_SIZE:], type=tuple[Names, bytes])
+    next_order_id = int.from_bytes(words[16:24], "little") + 1
+    words = words[:16] + next_order_id.to_bytes(8, "little") + words[24:]
+    body = msgspec.msgpack.encode((names, words))
+    image = blake2b(body, digest_size=IMAGE_HASH_SIZE).digest() + body
+    head = head._replace(image_size=len(image), image_hash=hash_image(image))
+    SnapshotFolder(world.snapshots_disk).write(head, image).publish()
+    return head
+
+
+def passed_over(desk: Desk) -> list[str]:
+    return [line.partition("event=")[2] for line in desk.lines if "snapshot_passed_over" in line]
+
+
+@on_both_loops
+@pytest.mark.parametrize("older", [0, 1])
+async def test_one_that_leads_to_other_events_is_passed_over(older: int) -> None:
+    """As the venue does it: for the one before it, else for all records. The file stays until
+    there are as many good ones as are kept."""
+    world = trading_world(24, turns=40)
+    last = world.engine.sequence
+    expected = take_snapshot(world, last // 3).sequence if older else 0
+    wrong = take_wrong(world, last // 2)
+    for _ in range(2):
+        async with Desk.open(world, NEVER) as desk:
+            assert desk.engine.sequence == wrong.sequence
+            await desk.follow()
+            (line,) = passed_over(desk)
+            assert line.startswith(f'snapshot_passed_over file={wrong.name} reason="replay ')
+            assert desk.service.snapshotter.bad_count == 1
+            assert desk.service.snapshotter.kept_count == older
+            newest = desk.service.snapshotter.newest
+            assert (newest.head.sequence if newest else 0) == expected
+    async with Desk.open(world, make_snapshot_settings(every_commands=1)) as desk:
+        await desk.attempt()
+        assert wrong.name in world.snapshots_disk.names()
+        world.trade(3)
+        await desk.attempt()
+        assert desk.service.snapshotter.bad_count == 0
+        assert desk.service.snapshotter.kept_count == 2
+    assert wrong.name not in world.snapshots_disk.names()
+    assert len(check_snapshots(world, world.snapshots_disk)) == 2
+
+
+@on_both_loops
+async def test_two_that_lead_to_the_same_record_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the build, or the record: no third is tried, and all stay."""
+    world = trading_world(25, turns=40)
+    last = world.engine.sequence
+    taken = [take_snapshot(world, last * share // 5).name for share in (1, 2, 3)]
+    apply = Replica.apply
+
+    def differ(self: Replica, record: Any) -> None:
+        is_late = record.first_sequence > last * 4 // 5
+        apply(self, record._replace(events_crc=record.events_crc ^ is_late))
+
+    monkeypatch.setattr(Replica, "apply", differ)
+    async with Desk.open(world, NEVER) as desk:
+        error = await desk.failed()
+        assert isinstance(error, ReplayError)
+        assert error.exit_code == 65
+        (line,) = passed_over(desk)
+        assert taken[2] in line
+    assert set(taken) <= set(world.snapshots_disk.names())
+
+
+@on_both_loops
+async def test_the_only_one_is_wrong_and_the_first_records_are_archived(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What differs is why it ends."""
+    monkeypatch.setattr(world_module, "SEGMENT_SIZE", 4096)
+    world = trading_world(26, turns=40)
+    wrong = take_wrong(world, world.engine.sequence // 2)
+    segments = [name for name in world.disk.names() if name.endswith(".segment")]
+    assert wrong.commands_segment > 1
+    world.disk.remove(segments[0])
+    async with Desk.open(world, NEVER) as desk:
+        error = await desk.failed()
+        assert isinstance(error, ReplayError)
+        assert error.exit_code == 65
+        assert len(passed_over(desk)) == 1
+
+
+@on_both_loops
+async def test_after_a_snapshot_of_its_own_a_difference_ends_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its memory may have failed since: the next start begins with the one that was proven."""
+    world = trading_world(27, turns=40)
+    take_snapshot(world, world.engine.sequence // 2)
+    apply = Replica.apply
+
+    def differ(self: Replica, record: Any) -> None:
+        apply(self, record._replace(events_crc=record.events_crc ^ 1))
+
+    async with Desk.open(world, make_snapshot_settings(every_commands=1)) as desk:
+        await desk.attempt()
+        assert desk.made_count >= 1
+        monkeypatch.setattr(Replica, "apply", differ)
+        world.trade(3)
+        desk.say()
+        assert isinstance(await desk.failed(), ReplayError)
+        assert passed_over(desk) == []
+    check_snapshots(world, world.snapshots_disk)
 
 
 @on_both_loops
