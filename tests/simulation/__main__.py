@@ -120,7 +120,8 @@ def say_summary(passed: Sequence[Summary], failed: Sequence[Failed], seconds: fl
         f"{sum(one.crash_count for one in passed)} crashes of the venue, "
         f"{sum(one.repaired_count for one in passed)} torn ends repaired, "
         f"{sum(one.snapshot_count for one in passed)} snapshots compared, "
-        f"{sum(one.archived_count for one in passed)} segments archived"
+        f"{sum(one.archived_count for one in passed)} segments archived, "
+        f"{sum(one.lost_count for one in passed)} durable commands lost"
     )
     print("faults:", ", ".join(f"{kind} {count}" for kind, count in sorted(faults.items())))
     if failed:

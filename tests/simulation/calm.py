@@ -14,7 +14,7 @@ from tests.simulation.world import Process, S
 if TYPE_CHECKING:
     from tests.simulation.run import Simulation
 
-__all__ = ["BATCH_COUNT_MIN", "FAULTS_MIN", "check_work", "find_behind", "watch_idle"]
+__all__ = ["BATCH_COUNT_MIN", "FAULTS_MIN", "check_work", "settle", "watch_idle"]
 
 BATCH_COUNT_MIN: Final = 300
 FAULTS_MIN: Final = 3
@@ -22,9 +22,6 @@ ACCEPTED_MIN: Final = 30
 FILLED_MIN: Final = 20
 TOLD_MIN: Final = 50
 """Messages that each reader was told."""
-
-EXCUSED_MAX: Final = 3
-"""Snapshots in a row that a full disk or a spoiled call may have kept a replica from making."""
 
 BATCH_MAX: Final = 250
 """Commands of a batch, at most: what all clients together have open."""
@@ -57,14 +54,29 @@ def find_behind(sim: "Simulation") -> str:
             return "the replica is behind"
         if service.replica.engine.digest() != sim.truth.engine.digest():
             raise Violation("the replica has another state")
-        maker = service.snapshotter
-        last = maker.newest.head.sequence if maker.newest is not None else 0
-        is_late = sim.truth.sequence - last > sim.replicating.snapshots.every_commands + BATCH_MAX
-        # One that a fault has spoiled is tried again when the next one is due.
-        excused_count = EXCUSED_MAX if not maker.made_count else maker.failure_count
-        if is_late and not 1 <= maker.failure_count <= excused_count:
-            return "the replica makes no snapshots"
     return ""
+
+
+def _lacks_snapshot(sim: "Simulation") -> bool:
+    """Whether the replica has none that is new enough."""
+    if sim.replica is None:
+        return False
+    service = sim.replicating.service
+    newest = service.snapshotter.newest if service is not None else None
+    last = newest.head.sequence if newest is not None else 0
+    return sim.truth.sequence - last > sim.replicating.snapshots.every_commands + BATCH_MAX
+
+
+def settle(sim: "Simulation", wait_ns: int) -> None:
+    """Trade until there is a new snapshot: one that a fault has spoiled is tried again when the
+    next one is due. Then nobody begins anything, and everybody comes to the head."""
+    sim.run_until(lambda: not _lacks_snapshot(sim), wait_ns, "the replica makes no snapshots")
+    for party in sim.parties:
+        party.is_over = True
+    sim.run_until(
+        lambda: all(party.is_done for party in sim.parties), wait_ns, "requests have no outcome"
+    )
+    sim.run_until(lambda: not find_behind(sim), wait_ns, lambda: find_behind(sim))
 
 
 def check_work(sim: "Simulation") -> None:

@@ -14,44 +14,34 @@ import journal.events
 import journal.log
 import journal.prepare
 import journal.reader
-from exchange.client.inbox import Inbox
-from exchange.client.tickets import Requests
 from exchange.core.engine import RULES_VERSION, Batch, Engine
-from exchange.feed.run import Feed
 from exchange.node.connection import Connection
 from exchange.node.order_entry import OrderEntry
 from exchange.node.sequencer import Sequencer
 from exchange.node.venue import Venue
-from exchange.replica.replica import Replica
-from exchange.replica.snapshotter import NotMadeError, Snapshotter, head_of
 from journal import (
     BuiltRecord,
     EventLog,
-    EventRecord,
     Journal,
     JournalDamaged,
     JournalError,
-    JournalFailed,
     Position,
-    SnapshotHead,
     Storage,
-    hash_image,
     read_only,
 )
 from journal.memory import AttachedStorage
 from journal.record import Head
 from journal.tail import Tail
-from protocol.books import Book
 from protocol.records import COMMAND_HEAD, FROM_CLIENT
-from tests.simulation import archiving
+from tests.simulation import canaries_around as around
 from tests.simulation.disks import WatchedFile
 
-__all__ = ["CANARIES", "planted"]
+__all__ = ["CANARIES", "Patches", "planted"]
 
-Bug = Callable[["_Patches"], None]
+Bug = Callable[["Patches"], None]
 
 
-class _Patches:
+class Patches:
     """Attributes that are replaced, and what they were."""
 
     def __init__(self) -> None:
@@ -71,7 +61,7 @@ class _Patches:
 @contextmanager
 def planted(name: str) -> Iterator[None]:
     """The bug of that name is in the product."""
-    patches = _Patches()
+    patches = Patches()
     try:
         CANARIES[name](patches)
         yield
@@ -89,7 +79,7 @@ def _count_as_synced(journal: Any) -> None:
     writer.unsynced = None
 
 
-def release_before_sync(patches: _Patches) -> None:
+def release_before_sync(patches: Patches) -> None:
     """A record counts as durable when it is written; it is synced before the next one."""
 
     def make_write(write: Any) -> Any:
@@ -103,7 +93,7 @@ def release_before_sync(patches: _Patches) -> None:
     patches.set(Journal, "write", make_write)
 
 
-def ignored_failed_sync(patches: _Patches) -> None:
+def ignored_failed_sync(patches: Patches) -> None:
     """A sync that fails is taken for one that has worked."""
 
     def sync(journal: Any) -> None:
@@ -114,7 +104,7 @@ def ignored_failed_sync(patches: _Patches) -> None:
     patches.set(Journal, "sync", lambda _: sync)
 
 
-def repeated_sync(patches: _Patches) -> None:
+def repeated_sync(patches: Patches) -> None:
     """A sync that has failed is tried again."""
 
     def sync(journal: Any) -> None:
@@ -140,7 +130,7 @@ class _NoFolderSync:
         """Left out."""
 
 
-def skipped_directory_sync(patches: _Patches) -> None:
+def skipped_directory_sync(patches: Patches) -> None:
     """A segment is begun without syncing the folder that has its name."""
 
     def make(begin: Any) -> Any:
@@ -157,7 +147,7 @@ def skipped_directory_sync(patches: _Patches) -> None:
     patches.set(Journal, "_begin_segment", make)
 
 
-def unsynced_manifest(patches: _Patches) -> None:
+def unsynced_manifest(patches: Patches) -> None:
     """Small files get their name before their content is synced."""
 
     def write_carelessly(storage: Storage, name: str, chunks: Any) -> None:
@@ -173,7 +163,7 @@ def unsynced_manifest(patches: _Patches) -> None:
         patches.set(module, "write_durably", lambda _: write_carelessly)
 
 
-def dropped_last_record(patches: _Patches) -> None:
+def dropped_last_record(patches: Patches) -> None:
     """A start takes the last record for a torn one, and cuts it."""
 
     def make(open_journal: Any) -> Any:
@@ -195,7 +185,7 @@ def dropped_last_record(patches: _Patches) -> None:
     patches.set(Journal, "open", make)
 
 
-def reused_sequence_number(patches: _Patches) -> None:
+def reused_sequence_number(patches: Patches) -> None:
     """Now and then a record begins with the last sequence of the one before."""
 
     def make(build: Any) -> Any:
@@ -212,7 +202,7 @@ def reused_sequence_number(patches: _Patches) -> None:
     patches.set(journal.log, "build_record", make)
 
 
-def torn_rule_too_lax(patches: _Patches) -> None:
+def torn_rule_too_lax(patches: Patches) -> None:
     """Whatever is wrong behind a valid record is cut off as torn."""
 
     def make(judge: Any) -> Any:
@@ -225,7 +215,7 @@ def torn_rule_too_lax(patches: _Patches) -> None:
     patches.set(journal.reader, "judge_tail", make)
 
 
-def torn_rule_too_strict(patches: _Patches) -> None:
+def torn_rule_too_strict(patches: Patches) -> None:
     """A record that was torn before anybody knew of it counts as damage."""
 
     def make(judge: Any) -> Any:
@@ -240,12 +230,12 @@ def torn_rule_too_strict(patches: _Patches) -> None:
     patches.set(journal.reader, "judge_tail", make)
 
 
-def torn_end_stays(patches: _Patches) -> None:
+def torn_end_stays(patches: Patches) -> None:
     """What was torn is not zeroed before records are written over it."""
     patches.set(Journal, "_cut_torn_tail", lambda _: lambda journal: None)
 
 
-def torn_end_unsynced(patches: _Patches) -> None:
+def torn_end_unsynced(patches: Patches) -> None:
     """What was torn is zeroed, and the zeroes are not synced."""
 
     def make(cut: Any) -> Any:
@@ -277,7 +267,7 @@ class _NoFileSync:
         return file
 
 
-def kept_marker(patches: _Patches) -> None:
+def kept_marker(patches: Patches) -> None:
     """The marker of a clean stop stays when the journal is started."""
 
     def make(remove: Any) -> Any:
@@ -290,7 +280,7 @@ def kept_marker(patches: _Patches) -> None:
     patches.set(AttachedStorage, "remove", make)
 
 
-def start_without_sync(patches: _Patches) -> None:
+def start_without_sync(patches: Patches) -> None:
     """What an earlier process has left in the cache is trusted as it is read."""
     patches.set(WatchedFile, "settle", lambda _: lambda file: None)
 
@@ -298,7 +288,7 @@ def start_without_sync(patches: _Patches) -> None:
 # The venue.
 
 
-def double_replay(patches: _Patches) -> None:
+def double_replay(patches: Patches) -> None:
     """A start does the last command of a client once more."""
     last: list[tuple[Any, ...]] = []
 
@@ -328,7 +318,7 @@ def double_replay(patches: _Patches) -> None:
     patches.set(Venue, "start", make_start)
 
 
-def _at_close_of_batch(patches: _Patches, action: Callable[[Any, Batch], None]) -> None:
+def _at_close_of_batch(patches: Patches, action: Callable[[Any, Batch], None]) -> None:
     """Do something with each batch when it is closed, before it is written."""
     venues: dict[int, Any] = {}
 
@@ -353,12 +343,12 @@ def _at_close_of_batch(patches: _Patches, action: Callable[[Any, Batch], None]) 
     patches.set(Engine, "take_batch", make_take)
 
 
-def packets_before_sync(patches: _Patches) -> None:
+def packets_before_sync(patches: Patches) -> None:
     """Market data leaves when a batch is closed."""
     _at_close_of_batch(patches, lambda venue, batch: venue.publisher.publish(batch.events))
 
 
-def events_before_sync(patches: _Patches) -> None:
+def events_before_sync(patches: Patches) -> None:
     """The event log gets a batch when it is closed."""
 
     def append(venue: Any, batch: Batch) -> None:
@@ -376,7 +366,7 @@ def events_before_sync(patches: _Patches) -> None:
     _at_close_of_batch(patches, append)
 
 
-def resume_skips_a_report(patches: _Patches) -> None:
+def resume_skips_a_report(patches: Patches) -> None:
     """A log-on that wants its stream from a number gets it from the next."""
 
     def make(find: Any) -> Any:
@@ -389,7 +379,7 @@ def resume_skips_a_report(patches: _Patches) -> None:
     patches.set(OrderEntry, "find_start", make)
 
 
-def position_too_far(patches: _Patches) -> None:
+def position_too_far(patches: Patches) -> None:
     """Readers are told of what is applied, not of what is durable."""
 
     def make(position: Any) -> Any:
@@ -402,7 +392,7 @@ def position_too_far(patches: _Patches) -> None:
     patches.set(Venue, "_position", make)
 
 
-def event_log_forgets(patches: _Patches) -> None:
+def event_log_forgets(patches: Patches) -> None:
     """Now and then the events of a batch are not written, and the log goes on behind them."""
 
     def make(append: Any) -> Any:
@@ -434,17 +424,17 @@ class _NoWrite:
         """Left out."""
 
 
-def deadlines_pass(patches: _Patches) -> None:
+def deadlines_pass(patches: Patches) -> None:
     """No timer is set for deadlines: nothing expires, no grace ends."""
     patches.set(Sequencer, "_arm", lambda _: lambda sequencer: None)
 
 
-def silent_clients_stay(patches: _Patches) -> None:
+def silent_clients_stay(patches: Patches) -> None:
     """Nobody looks whether a client has been silent for too long."""
     patches.set(Connection, "_arm", lambda _: lambda connection: None)
 
 
-def aside_without_sync(patches: _Patches) -> None:
+def aside_without_sync(patches: Patches) -> None:
     """What a start mends in the event log gets its name before it is synced."""
 
     def make(finish: Any) -> Any:
@@ -458,122 +448,28 @@ def aside_without_sync(patches: _Patches) -> None:
     patches.set(journal.events._CheckedSegment, "finish", make)
 
 
-# Around it.
-
-
-def mixed_up_answers(patches: _Patches) -> None:
-    """The client gives each answer to the newest request."""
-
-    def make(reported: Any) -> Any:
-        def to_the_newest(requests: Any, report: Any) -> None:
-            number, tickets = getattr(report, "number", 0), requests._open
-            if number in tickets:
-                last = next(reversed(tickets))
-                tickets[number], tickets[last] = tickets[last], tickets[number]
-            reported(requests, report)
-
-        return to_the_newest
-
-    patches.set(Requests, "reported", make)
-
-
-def no_snapshots(patches: _Patches) -> None:
-    """The replica thinks that the disk is full."""
-
-    def make(check: Any) -> Any:
-        def refuse(maker: Any, size: int) -> None:
-            raise NotMadeError("no room, says the canary")
-
-        return refuse
-
-    patches.set(Snapshotter, "_check_room", make)
-
-
-def no_archive(patches: _Patches) -> None:
-    """Archiving finds damage everywhere."""
-
-    def make(move: Any) -> Any:
-        def refuse(*arguments: Any) -> int:
-            raise JournalFailed("archive", "says the canary")
-
-        return refuse
-
-    patches.set(archiving, "archive_segments", make)
-
-
-def client_sends_again(patches: _Patches) -> None:
-    """The client takes a request without an answer for one that was lost, and sends it anew."""
-
-    def make(established: Any) -> Any:
-        def established_again(inbox: Any, *arguments: Any) -> None:
-            tickets = [*inbox.requests._open.values()]
-            established(inbox, *arguments)
-            for ticket in tickets:
-                inbox.images.ask.__self__.link.send(ticket.command)
-
-        return established_again
-
-    patches.set(Inbox, "established", make)
-
-
-def feed_skips_a_record(patches: _Patches) -> None:
-    """Now and then the feed leaves out a record."""
-
-    def make(take: Any) -> Any:
-        def take_most(feed: Any, record: EventRecord) -> None:
-            if record.header.first_sequence % 50:
-                take(feed, record)
-
-        return take_most
-
-    patches.set(Feed, "take", make)
-
-
-def consumer_forgets(patches: _Patches) -> None:
-    """Now and then a consumer leaves an order in its book that was deleted."""
-
-    def make(delete: Any) -> Any:
-        def delete_most(book: Any, order_id: int) -> None:
-            if order_id % 40:
-                delete(book, order_id)
-
-        return delete_most
-
-    patches.set(Book, "delete", make)
-
-
-def snapshot_one_record_late(patches: _Patches) -> None:
-    """A snapshot names the last record, and its image is that of the one before."""
-
-    def make_apply(apply: Any) -> Any:
-        def apply_and_keep(replica: Any, record: Any) -> None:
-            replica.stale_image = replica.engine.image()
-            apply(replica, record)
-
-        return apply_and_keep
-
-    async def write(maker: Any, replica: Any, at: Any, execute: Any) -> SnapshotHead:
-        image = replica.stale_image
-        head = head_of(replica, at, replica.engine.image())
-        head = head._replace(image_size=len(image), image_hash=hash_image(image))
-        written = await execute(lambda: maker._folder.write(head, image))
-        await execute(written.publish)
-        return head
-
-    patches.set(Replica, "apply", make_apply)
-    patches.set(Snapshotter, "_write_and_prove", lambda _: write)
-
-
 CANARIES: Final[dict[str, Bug]] = {
     bug.__name__: bug
     for bug in (
         *(release_before_sync, ignored_failed_sync, repeated_sync, skipped_directory_sync),
-        *(dropped_last_record, reused_sequence_number, double_replay, snapshot_one_record_late),
+        *(
+            dropped_last_record,
+            reused_sequence_number,
+            double_replay,
+            around.snapshot_one_record_late,
+        ),
         *(torn_rule_too_strict, torn_end_stays, torn_end_unsynced),
         *(torn_rule_too_lax, unsynced_manifest, kept_marker, start_without_sync),
         *(packets_before_sync, events_before_sync, position_too_far, resume_skips_a_report),
-        *(event_log_forgets, client_sends_again, feed_skips_a_record, consumer_forgets),
-        *(deadlines_pass, silent_clients_stay, aside_without_sync, mixed_up_answers),
-        *(no_snapshots, no_archive),
+        *(
+            event_log_forgets,
+            around.client_sends_again,
+            around.feed_skips_a_record,
+            around.consumer_forgets,
+        ),
+        *(deadlines_pass, silent_clients_stay, aside_without_sync, around.mixed_up_answers),
+        *(around.no_snapshots, around.no_second_snapshot, around.no_archive),
+        *(around.repair_in_the_same_term, around.repair_cuts_a_record_more),
+        *(around.old_connection_goes_on, around.told_a_batch_early, around.consumer_is_silent),
     )
 }

@@ -76,6 +76,16 @@ class DurableRecord(NamedTuple):
     def last_sequence(self) -> int:
         return self.first_sequence + self.command_count - 1
 
+    @property
+    def start(self) -> int:
+        """Where it begins in its segment."""
+        size = RECORD_HEADER.size + len(self.payload)
+        return self.end - -(-size // SECTOR_SIZE) * SECTOR_SIZE
+
+    def is_in(self, segment: bytes) -> bool:
+        """Whether the segment has it as it was written."""
+        return blake2b(segment[self.start : self.end], digest_size=32).digest() == self.hash
+
 
 class _Written(NamedTuple):
     """A record as it was written."""
@@ -121,7 +131,6 @@ class RecordWatch:
     def __init__(self, on_durable: Callable[[DurableRecord], None]) -> None:
         self.sequence = 0
         self.hash = bytes(32)
-        self.record_count = 0
         self.segment = 0
         self.end = 0
         """Of the last durable record."""
@@ -145,6 +154,14 @@ class RecordWatch:
             file.unsynced.clear()
             if self._synced.get(file.name) is file:
                 self._take(file)
+
+    def rewind(self, record: DurableRecord) -> None:
+        """A repair has lost every durable record behind this one, and what was not durable yet."""
+        self.sequence, self.hash = record.last_sequence, record.hash
+        self.segment, self.end = record.segment, record.end
+        for file in {*self._files.values(), *self._synced.values()}:
+            for written in (file.unsynced, file.doubtful, file.unnamed):
+                written.clear()
 
     def take_cut(self, offset: int, content: bytes) -> tuple[int, WriteCut] | None:
         """What happens in this write, and how much of it is done before; None: nothing."""
@@ -223,7 +240,6 @@ class RecordWatch:
                 raise Violation(f"the record from {record.first_sequence} does not go on the chain")
             self.sequence, self.hash = record.last_sequence, record.hash
             self.segment, self.end = record.segment, record.end
-            self.record_count += 1
             self.long_count += len(written.content) > SECTOR_SIZE
             self._on_durable(record)
         file.unnamed.clear()
@@ -395,7 +411,7 @@ class Disks:
         self.watch.crashed(self.folder("commands"))
 
     def fill(self, free_size: int) -> None:
-        """So many bytes are left, on the disk that all folders share."""
+        """So many bytes are left, in each folder."""
         self._is_full = free_size < PLENTY
         self.may_fail |= self._is_full
         for folder in self.folders.values():

@@ -47,8 +47,7 @@ SNAPSHOT_OPERATIONS: Final = 10
 LONG_SIZE: Final = 3 * SECTOR_SIZE
 """Of a record that can be torn in many ways."""
 BURST_CHANCE: Final = 0.1  # of every trader, when such a record is wanted
-OPERATIONS_MAX: Final = 24
-"""A process that is to die at an operation of its disks dies at one of the next so many."""
+OPERATIONS_MAX: Final = 24  # who is to die at one on its disks dies at one of the next so many
 
 
 class Planned(NamedTuple):
@@ -297,8 +296,7 @@ def rot_journal(sim: "Simulation") -> bool:
 
 def rot_events(sim: "Simulation") -> bool:
     """Part of the event log is lost or spoiled: it must come back."""
-    has_files = sim.rot.has_files("events", ".events")
-    return has_files and sim.lose_power() and sim.rot.spoil_events()
+    return sim.rot.has_files("events", ".events") and sim.lose_power() and sim.rot.spoil_events()
 
 
 def rot_checkpoint(sim: "Simulation") -> bool | None:
@@ -379,6 +377,7 @@ def slow_network(sim: "Simulation") -> bool:
 def bad_lines(sim: "Simulation") -> bool:
     """The lines of market data lose, double and mix up packets for a while, or die."""
     multicast, dice = sim.world.network.multicast, sim.dice
+    has_come = False
     for line in sim.settings.lines:
         if dice.random() < 0.3:
             continue
@@ -387,8 +386,9 @@ def bad_lines(sim: "Simulation") -> bool:
         faults.duplication = dice.choice((0.0, 0.1))
         faults.reorder = dice.choice((0.0, 0.2))
         faults.is_dead = dice.random() < 0.3
+        has_come |= faults.is_dead or not faults.is_quiet
     sim.world.after(dice.randrange(4 * S), sim.calm_lines)
-    return True
+    return has_come
 
 
 def full_line(sim: "Simulation") -> bool:
@@ -442,7 +442,9 @@ def kill_feed(sim: "Simulation") -> bool | None:
     if sim.dice.random() < 0.5:
         return _kill(sim.feed)
     has_come = _end_at(sim, sim.feed, ("feed",), sim.feed.kill, operations_max=8)
-    return has_come if has_come is False else stop_feed(sim)
+    if has_come is None:
+        stop_feed(sim)
+    return has_come
 
 
 def stop_feed(sim: "Simulation", *, is_long: bool = False) -> bool:
@@ -452,8 +454,8 @@ def stop_feed(sim: "Simulation", *, is_long: bool = False) -> bool:
     if not feed.is_running:
         return False
     feed.stop()
-    wait_ns = S if is_long else 0
-    sim.world.after(wait_ns + sim.dice.randrange(2 * S), lambda: sim.start_again(feed))
+    wait_ns = (S if is_long else 0) + sim.dice.randrange(2 * S)
+    sim.world.after(wait_ns, lambda: sim.start_again(feed))
     return True
 
 
@@ -528,7 +530,7 @@ def lose_power_in_snapshot(sim: "Simulation") -> bool | None:
 
 def archive(sim: "Simulation") -> bool:
     """An operator archives what no start needs."""
-    if sim.archiver.is_running or not sim.venue_machine.is_up:
+    if sim.archiver.is_running or sim.mending.is_busy or not sim.venue_machine.is_up:
         return False
     sim.archiver.start()
     return True
@@ -547,9 +549,8 @@ def die_in_archive(sim: "Simulation") -> bool | None:
         return False
     folder, at_max = dice.choice((("commands", 4), ("archive", 8)))
     is_applied = dice.random() < 0.5
-    fault = Fault(
-        "change", dice.randrange(1, at_max), errno.EBADF, is_applied=is_applied, then=then
-    )
+    at = dice.randrange(1, at_max)
+    fault = Fault("change", at, errno.EBADF, is_applied=is_applied, then=then)
     sim.disks.at_open["archive", folder] = [fault]
     return None if archive(sim) else False
 

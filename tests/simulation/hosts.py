@@ -34,18 +34,18 @@ from exchange.node.run import REFUSALS, Expected, failure_of, make_venue, run_ve
 from exchange.node.setup import write_genesis
 from exchange.node.venue import Venue
 from exchange.position import ConnectPosition
+from exchange.replica.limits import RESERVE_SEGMENTS
 from exchange.replica.run import REFUSALS as REPLICA_REFUSALS
 from exchange.replica.run import end_of as replica_end_of
 from exchange.replica.run import run_replica
 from exchange.replica.service import ReplicaService
-from exchange.replica.limits import RESERVE_SEGMENTS
 from exchange.replica.surroundings import Surroundings as ReplicaSurroundings
 from journal import BuiltRecord, Journal, Storage
 from journal.memory import AttachedStorage, MemoryStorage
 from journal.prepare import Join
 from protocol.records import Genesis
 from tests.simulation.units import Program, Unit, log_of, rules_of
-from tests.simulation.world import MS, Process, World
+from tests.simulation.world import MS, Process
 
 __all__ = [
     "ConsumerProgram",
@@ -170,7 +170,7 @@ class VenueProgram:
     def _surroundings(self, unit: Unit, process: Process) -> VenueSurroundings:
         disk, settings = unit.machine.disk, self.settings
         threads = Threads(process)
-        dice = _dice(process.world)
+        dice = _dice(process)
         return VenueSurroundings(
             clock=process.clock,
             commands=disk.open(process, "commands"),
@@ -366,7 +366,7 @@ class FeedProgram:
             snapshot_rate=settings.snapshot_rate,
             make_threads=lambda count, name: threads,
             execute=lambda job: threads.begin(job, 50 * MS),
-            random_bytes=_dice(process.world).randbytes,
+            random_bytes=_dice(process).randbytes,
             connections_max=settings.connections_max,
         )
 
@@ -443,7 +443,7 @@ class ReplicaProgram:
 
 def client_surroundings(process: Process) -> ClientSurroundings:
     """What a client in this process is given."""
-    multicast, dice = process.world.network.multicast, _dice(process.world)
+    multicast, dice = process.world.network.multicast, _dice(process)
 
     def hear(group: str, port: int, interface: str) -> GroupSocket:
         del interface  # A host has one.
@@ -524,9 +524,10 @@ def _position_of(process: Process) -> ConnectPosition:
     return lambda make: process.loop.create_unix_connection(make, POSITION)
 
 
-def _dice(world: World) -> Random:
-    """Of nonces and pauses."""
-    return world.dice("surroundings")
+def _dice(process: Process) -> Random:
+    """Of nonces and pauses, of this life of a process."""
+    world = process.world
+    return world.dice(f"surroundings of {process!r} from {world.now_ns}")
 
 
 def _finish(future: "asyncio.Future[None]") -> None:

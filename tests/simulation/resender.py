@@ -14,13 +14,13 @@ from msgspec.structs import replace
 
 from exchange.client.surroundings import Surroundings
 from protocol import wire
-from protocol.codes import Side
+from protocol.codes import RejectCode, Side
 from protocol.errors import RemoteProtocolError
 from protocol.framing import SEQUENCED, encode_frame
 from protocol.order_entry import CancelOrder, NewOrder
 from protocol.session import Connection, Party, Received, State
 from protocol.signing import log_on_bytes
-from protocol.transport import Hello, LogOn, LogOnAccepted, SessionReject
+from protocol.transport import Hello, LogOn, LogOnAccepted, LogOnRejected, SessionReject
 from tests.simulation.disks import Violation
 from tests.simulation.truth import Truth
 from tests.simulation.workload import INSTRUMENT_COUNT, private_key, public_key
@@ -43,7 +43,6 @@ class Resender:
         self.report_count = 0
         self.unanswered: set[int] = set()
         self.is_over = False
-        self.repeated_count = 0
         self._truth = truth
         self._account = number
         self._key = number + 1
@@ -96,7 +95,6 @@ class Resender:
             raise Violation(f"the venue knows number {last} of {len(self.sent)}")
         first = max(last - self._dice.randrange(REPEATED_MAX), 0)
         for number, message in enumerate(self.sent[first:last], first + 1):
-            self.repeated_count += 1
             line.write(encode_frame(SEQUENCED, number, wire.encode(message)))
         self.unanswered.clear()
         for message in self.sent[last:]:
@@ -112,6 +110,13 @@ class Resender:
             self.unanswered.discard(getattr(message, "number", 0))
         elif isinstance(message, SessionReject):
             self.unanswered.discard(message.number)
+
+    def refused(self, message: LogOnRejected) -> None:
+        """The reports that it has had are gone, with the durable records that had them."""
+        if message.code == RejectCode.NUMBER_AHEAD:
+            if len(self._truth.eras) == 1:
+                raise Violation(f"report {self.report_count} is gone, and nothing was lost")
+            self.report_count = message.limit - 1
 
     def _act(self, line: "_Line") -> None:
         dice = self._dice
@@ -210,6 +215,8 @@ class _Line(asyncio.Protocol):
                 self.send(owner.log_on(received.message, self._around))
             elif isinstance(received.message, LogOnAccepted):
                 owner.established(self, received.message)
+            elif isinstance(received.message, LogOnRejected):
+                owner.refused(received.message)
             else:
                 owner.received(received)
         self.tick()

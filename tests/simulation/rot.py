@@ -58,7 +58,6 @@ class Rot:
         names = folder.names()
         if not names:
             return False  # The power loss has taken them.
-        self.spoiled_count += 1
         name = dice.choice(names)
         has_index = name.endswith(".events") and name.replace(".events", ".index") in names
         match dice.randrange(4):
@@ -73,6 +72,7 @@ class Rot:
                 self._flip(folder, name)
             case _:
                 return False  # What has an index is trusted, unless its size differs.
+        self.spoiled_count += 1
         return True
 
     def spoil_snapshots(self) -> bool:

@@ -19,8 +19,9 @@ from exchange.core.limits import GENESIS_DEFAULTS
 from exchange.node.failure import Exit as Code
 from journal.faulty import Fault
 from tests.simulation.archiving import ArchiveProgram, check_journal, is_archived, put_back
-from tests.simulation.calm import BATCH_COUNT_MIN, FAULTS_MIN, check_work, find_behind, watch_idle
+from tests.simulation.calm import BATCH_COUNT_MIN, FAULTS_MIN, check_work, settle, watch_idle
 from tests.simulation.disks import PLENTY, Disks, Violation
+from tests.simulation.exits import is_other_expected, is_venue_expected
 from tests.simulation.faults import COPY_KINDS, KINDS, READER_KINDS, REPLICA_KINDS, draw_schedule
 from tests.simulation.hosts import (
     ConsumerProgram,
@@ -34,8 +35,10 @@ from tests.simulation.hosts import (
     found,
 )
 from tests.simulation.readers import Listener, Subscriber
+from tests.simulation.repairing import Mending
 from tests.simulation.resender import Resender
 from tests.simulation.rot import Rot
+from tests.simulation.takeovers import plan_takeovers
 from tests.simulation.truth import Truth, Witness
 from tests.simulation.units import Machine, Observer, Unit
 from tests.simulation.workload import (
@@ -84,6 +87,8 @@ BURST_CHANCES: Final = (0.0, 0.1, 0.2)
 PACE_S: Final = 0.022
 """Longest pause of a trader when it is alone: all together make some hundred batches."""
 STEP_NS: Final = 50 * MS
+DRIFT_PPM_MAX: Final = 300
+"""Of the clock of the venue's machine, drawn with each boot."""
 
 
 class Summary(NamedTuple):
@@ -100,6 +105,7 @@ class Summary(NamedTuple):
     archived_count: int
     long_count: int
     repaired_count: int
+    lost_count: int
 
 
 class Simulation(Observer):
@@ -113,6 +119,7 @@ class Simulation(Observer):
         self.favored = favored
         self.world = World(seed, on_step=on_step)
         self.dice = self.world.dice("faults")
+        self.drifts = self.world.dice("drifts")
         self.truth = Truth()
         self.disks = Disks(self.world.dice("disks"), self.truth.add)
         self.faults: Counter[str] = Counter()
@@ -179,6 +186,7 @@ class Simulation(Observer):
         self.rot = Rot(self.disks, self.truth, world.dice("rot"))
         self.archiving = ArchiveProgram()
         self.archiver = self.venue_machine.add(self.archiving)
+        self.mending = Mending(self)
         self.parties: list[Party | Resender] = [
             Trader(self.truth, number, world.dice(f"trader {number}"), pace_s)
             for number in range(1, self.trader_count)
@@ -199,7 +207,8 @@ class Simulation(Observer):
         if self.has_readers:
             self._add_readers()
 
-    def _services(self) -> list[Unit]:
+    @property
+    def services(self) -> list[Unit]:
         """Those of the venue's machine that shall run all the time."""
         return [unit for unit in (self.venue, self.feed, self.replica) if unit is not None]
 
@@ -266,6 +275,7 @@ class Simulation(Observer):
             self.archiving.moved_count,
             self.disks.watch.long_count,
             self.repaired_count,
+            self.mending.lost_count,
         )
 
     def _open(self) -> None:
@@ -275,7 +285,7 @@ class Simulation(Observer):
         found(self.settings, public_key(ADMIN), storage, process)
         self.disks.ended(process)
         process.end(Exit(0))
-        for unit in self._services():
+        for unit in self.services:
             unit.start()
         is_open = []
 
@@ -307,10 +317,12 @@ class Simulation(Observer):
         end_ns = begin_ns + LENGTH_NS
         for planned in draw_schedule(self.dice, LENGTH_NS, frozenset(absent), self.favored):
             world.at(begin_ns + planned.at_ns, partial(self._inject, planned.kind, end_ns))
+        self.mending.plan(begin_ns, LENGTH_NS)
+        plan_takeovers(self, begin_ns, LENGTH_NS)
 
         def is_over() -> bool:
             is_much = len(self.truth.records) >= BATCH_COUNT_MIN
-            if world.now_ns < end_ns or not is_much:
+            if world.now_ns < end_ns or not is_much or self.mending.is_busy:
                 return False
             if self.crash_count and self.faults.total() >= FAULTS_MIN:
                 return True
@@ -354,14 +366,8 @@ class Simulation(Observer):
         for sender in self.world.network.multicast.senders:
             sender.fail(0)
             sender.drain()
-        for party in self.parties:
-            party.is_over = True
-        self.run_until(
-            lambda: all(party.is_done for party in self.parties),
-            CALM_NS_MAX,
-            "requests have no outcome",
-        )
-        self.run_until(lambda: not find_behind(self), CALM_NS_MAX, lambda: find_behind(self))
+        self.run_until(lambda: not self.mending.is_busy, CALM_NS_MAX, "the repair does not end")
+        settle(self, CALM_NS_MAX)
         if self.replica is not None and not self.archiver.is_running:
             self.archiver.start()
             self.run_until(lambda: not self.archiver.is_running, CALM_NS_MAX, "it archives")
@@ -372,10 +378,10 @@ class Simulation(Observer):
     def _close(self) -> None:
         """Stop cleanly, and compare everything."""
         self.is_closing = True
-        for unit in reversed(self._services()):
+        for unit in reversed(self.services):
             unit.stop()
         self.run_until(
-            lambda: not any(unit.is_running for unit in self._services()),
+            lambda: not any(unit.is_running for unit in self.services),
             CALM_NS_MAX,
             "the venue does not stop",
         )
@@ -389,7 +395,7 @@ class Simulation(Observer):
             party.check()
 
     def _check_disks(self) -> None:
-        if self.rot.journal is None:
+        if self.rot.journal is None and not self.mending.is_damaged:
             check_journal(self.disks, self.truth)
         self.rot.check_snapshots()
 
@@ -442,6 +448,7 @@ class Simulation(Observer):
             return
         venue = self.program.venue
         assert venue is not None, "it has recovered"
+        self.mending.started(venue.epoch)
         self.repaired_count += venue.journal.repaired is not None
         if self.rot.journal is not None:
             if not venue.replayed.snapshot_sequence:
@@ -464,47 +471,24 @@ class Simulation(Observer):
     def ended(self, unit: Unit, exit: Exit) -> None:
         if exit.signal:
             self.crash_count += unit is self.venue
-        if exit.signal or unit is self.archiver:
+        if exit.signal or unit in (self.archiver, self.mending.unit):
             return
         if unit is self.venue:
             self._judge_venue(exit)
-        elif unit.machine is self.venue_machine or unit is self.copy:
-            self._judge_other(unit, exit)
-
-    def _judge_other(self, unit: Unit, exit: Exit) -> None:
-        """The feed, or the replica."""
-        is_expected = {
-            int(Code.STOPPED): not unit.is_enabled,
-            int(Code.STORAGE_FAILED): self.disks.may_fail,
-            int(Code.JOURNAL_DAMAGED): self.rot.journal_count > 0 or self.faults["rot_events"] > 0,
-        }.get(exit.code, False)
-        if not is_expected:
+        elif not is_other_expected(self, unit, exit):
             self._complain(f"{unit!r} ended with {exit}")
-
-    def _lacks_segments(self) -> bool:
-        """Whether segments are archived, and snapshots or events were spoiled, so that a start
-        may need them."""
-        is_spoiled = (
-            self.faults["rot_events"] or self.faults["rot_snapshots"] or self.rot.journal_count
-        )
-        return bool(is_spoiled) and is_archived(self.disks.folder("commands"))
 
     def _judge_venue(self, exit: Exit) -> None:
         failed_at, self.failed_at = self.failed_at, None
         if failed_at is not None and self.truth.sequence > failed_at:
             self._complain("a record was made durable after the storage had failed")
         may_fail = failed_at is not None or self.disks.may_fail
-        is_expected = {
-            int(Code.STOPPED): not self.venue.is_enabled,
-            int(Code.STORAGE_FAILED): may_fail,
-            int(Code.JOURNAL_DAMAGED): self.rot.journal is not None or self._lacks_segments(),
-        }.get(exit.code, False)
-        if not is_expected:
+        if not is_venue_expected(self, exit, may_fail):
             self._complain(f"the venue ended with {exit}")
 
     def gave_up(self, unit: Unit, exit: Exit) -> None:
         """A person looks at it, and starts it again."""
-        if unit is self.archiver:
+        if self.mending.gave_up(unit, exit) or unit is self.archiver:
             return
         if unit is self.venue:
             self.rot.put_right()
@@ -518,7 +502,7 @@ class Simulation(Observer):
     def start_again(self, unit: Unit | None = None) -> None:
         """An operator does, once it has ended."""
         unit = unit or self.venue
-        if self.is_closing:
+        if self.is_closing or (self.mending.is_working and unit in self.services):
             return
         if unit.is_running:
             self.world.after(RETRY_NS, lambda: self.start_again(unit))
@@ -532,7 +516,8 @@ class Simulation(Observer):
             return False
         machine.power_loss(self.disks.lose_power)
         self._guarded(self._check_disks)()  # It may be the venue's own write that ends here.
-        self.world.after(self.dice.randrange(1, S), machine.boot)
+        drift_ppm = self.drifts.randrange(-DRIFT_PPM_MAX, DRIFT_PPM_MAX + 1)
+        self.world.after(self.dice.randrange(1, S), partial(machine.boot, drift_ppm))
         return True
 
     def lose_power_again(self) -> None:
@@ -584,7 +569,8 @@ class Simulation(Observer):
     def rot_journal(self) -> bool:
         """The venue dies, and its journal is spoiled. Half of the times nothing else is left that
         could prove what the journal must have."""
-        if self.rot.journal is not None or not self.venue.is_running:
+        is_rotten = self.rot.journal is not None or self.mending.is_busy
+        if is_rotten or not self.venue.is_running:
             return False
         if self.dice.random() < 0.5:
             self.venue.kill()

@@ -27,6 +27,10 @@ FAVORED: Final = {
     "torn_end_unsynced": "lose_power_in_write",
     "aside_without_sync": "flicker",
     "start_without_sync": "kill_at",
+    "repair_in_the_same_term": "repair_loss",
+    "repair_cuts_a_record_more": "repair_loss",
+    "old_connection_goes_on": "takeover",
+    "told_a_batch_early": "takeover",
 }
 """Kinds of faults that bring some of them to light: all seeds have others, too."""
 

@@ -348,6 +348,7 @@ def test_a_feed_on_another_machine_copies_the_log() -> None:
     reader = ConsumerProgram("reader", market.settings, where, over_tcp=True)
     Machine(market.world, "home", MemoryDisk()).add(reader).start()
     traders = [market.trade(2), market.trade(3)]
+    market.run(1)
     for fault in (market.fail_power, near.kill, copy.kill, market.unit.kill):
         fault()
         market.run(3)

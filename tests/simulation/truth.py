@@ -2,39 +2,71 @@
 
 An engine of its own applies each record in the moment in which the disk has it. What it says is
 kept: reports, answers to log-ons, market data, commands. `Witness` compares with that every byte
-that leaves a venue, before it leaves.
+that leaves a venue, before it leaves. Only a repair that loses durable records sets it back; what
+had been said until then is kept as an era, since whoever has it cannot know.
 """
 
 import struct
 from collections import Counter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from exchange.core.engine import Engine
 from journal import JournalError, Storage, read_only
 from protocol import wire
+from protocol.codes import RejectCode, TerminateCode
 from protocol.framing import HEADER, HEADER_SIZE, LOG, PACKET, SEQUENCED, SESSION
 from protocol.packets import BLOCK_HEAD, DATA, HEARTBEAT, PACKET_HEADER
 from protocol.records import COMMAND_HEAD, EVENT_HEAD, FROM_CLIENT, MARKET_DATA, REPORT
 from protocol.records import SESSION as ANSWER
 from protocol.transport import (
     LogOnAccepted,
+    LogOnRejected,
     StateBalances,
     StateEnd,
     StateOrders,
     StatePositions,
+    Terminate,
 )
+from protocol.wire import peek_tag
 from tests.simulation.disks import DurableRecord, Violation
 
-__all__ = ["Truth", "Witness", "check_folder"]
+__all__ = ["Era", "Truth", "Witness", "check_folder"]
 
 POSITION: Final = struct.Struct("<8s7Q")
+LOG_ON_ACCEPTED: Final = LogOnAccepted.__struct_config__.tag
 IMAGE_PARTS: Final = StateOrders | StatePositions | StateBalances | StateEnd
+
+
+class Era(NamedTuple):
+    """What was said from one loss of durable records to the next."""
+
+    reports: dict[int, list[bytes]]
+    market: dict[int, list[bytes]]
+
+
+class _Taken(NamedTuple):
+    """A log-on was accepted."""
+
+    sequence: int
+    session: int
+    connection: int
 
 
 class Truth:
     """See the module. Numbers count from 1: report n of a session is at index n - 1."""
 
     def __init__(self) -> None:
+        self.eras: list[Era] = []
+        """All of them, the present one last."""
+        self.epochs: dict[int, Era] = {}
+        """By the epoch of the market data."""
+        self.lost: Counter[tuple[int, bytes]] = Counter()
+        """How often a payload of a session was in records that are lost."""
+        self.lost_numbers: set[tuple[int, int, bytes]] = set()
+        """Session, number and payload of these."""
+        self._begin()
+
+    def _begin(self) -> None:
         self.engine = Engine()
         self.records: list[DurableRecord] = []
         self.command_count = 0
@@ -47,6 +79,29 @@ class Truth:
         """Payloads of clients by session and number."""
         self.applied: Counter[tuple[int, bytes]] = Counter()
         """How often a payload of a session is in the journal."""
+        self.holders: dict[int, int] = {}
+        """The connection that has each session, or had it last."""
+        self.refusals: set[tuple[int, int]] = set()
+        """Of log-ons by the engine: code and limit."""
+        self.eras.append(Era(self.reports, self.market))
+
+    def rewind(self, sequence: int) -> None:
+        """A repair has lost every durable record behind this sequence."""
+        records, commands = self.records, self.commands
+        self._begin()
+        for record in records:
+            if record.last_sequence <= sequence:
+                self.add(record)
+        for session, numbers in commands.items():
+            kept = self.commands.get(session, {})
+            for number, content in numbers.items():
+                if number not in kept:
+                    self.lost[session, content] += 1
+                    self.lost_numbers.add((session, number, content))
+
+    def begin_epoch(self, epoch: int) -> None:
+        """What is durable from now on is told in this epoch."""
+        self.epochs[epoch] = self.eras[-1]
 
     @property
     def sequence(self) -> int:
@@ -62,27 +117,41 @@ class Truth:
             raise Violation(f"events of the record from {record.first_sequence} differ")
         self.records.append(record)
         self.command_count += record.command_count
-        self._keep_commands(record.payload)
-        self._keep_events(events)
+        taken = self._keep_events(events)
+        self._keep_commands(record.first_sequence, record.payload, taken)
 
-    def _keep_commands(self, payload: bytes) -> None:
+    def _keep_commands(self, sequence: int, payload: bytes, taken: list[_Taken]) -> None:
+        """`taken`: who takes which session with these commands."""
         offset = 0
         while offset < len(payload):
-            size, kind, _, _, session, _, number, _, _ = COMMAND_HEAD.unpack_from(payload, offset)
+            size, kind, _, _, session, connection, number, _, _ = COMMAND_HEAD.unpack_from(
+                payload, offset
+            )
             if kind == FROM_CLIENT:
+                if self.holders.get(session) != connection:
+                    raise Violation(
+                        f"command {number} of session {session} is of connection "
+                        f"{connection}, which does not have it any more"
+                    )
                 content = payload[offset + COMMAND_HEAD.size : offset + size]
                 numbers = self.commands.setdefault(session, {})
                 if number in numbers:
                     raise Violation(f"command {number} of session {session} is applied twice")
                 numbers[number] = content
                 self.applied[session, content] += 1
+            while taken and taken[0].sequence <= sequence:
+                self.holders[taken[0].session] = taken[0].connection
+                del taken[0]
+            sequence += 1
             offset += size
 
-    def _keep_events(self, events: bytes) -> None:
+    def _keep_events(self, events: bytes) -> list[_Taken]:
+        """Keep what is said; returns who takes which session."""
+        taken = []
         offset = 0
         while offset < len(events):
-            size, kind, _, channel, session, connection, number, _, _ = EVENT_HEAD.unpack_from(
-                events, offset
+            size, kind, _, channel, session, connection, number, sequence, _ = (
+                EVENT_HEAD.unpack_from(events, offset)
             )
             payload = events[offset + EVENT_HEAD.size : offset + size]
             if kind == REPORT:
@@ -91,13 +160,18 @@ class Truth:
                 stream = self.market.setdefault(channel, [])
             else:
                 stream = None
-                if kind == ANSWER:
+                if kind == ANSWER and peek_tag(payload) == LOG_ON_ACCEPTED:
                     self.answers[session, connection] = payload
+                    taken.append(_Taken(sequence, session, connection))
+                elif kind == ANSWER:
+                    refusal: Any = wire.decode_venue(SESSION, payload)
+                    self.refusals.add((refusal.code, refusal.limit))
             if stream is not None:
                 if number != len(stream) + 1:
                     raise Violation(f"number {number} of a stream of {len(stream)}")
                 stream.append(payload)
             offset += size
+        return taken
 
 
 def check_folder(storage: Storage, truth: Truth) -> Engine:
@@ -129,11 +203,10 @@ class Witness:
 
     def __init__(self, truth: Truth, watch: Any) -> None:
         self.report_count = 0
-        self.packet_count = 0
-        self.position_count = 0
         self._truth = truth
         self._watch = watch
         self._sessions: dict[Any, int] = {}
+        self._connections: dict[Any, int] = {}
         self._last_packets: list[bytes] = []
 
     # Streams.
@@ -169,11 +242,18 @@ class Witness:
             if self._truth.answers.get(place) != payload:
                 raise Violation(f"the answer to log-on {place} is not durable")
             self._sessions[transport] = message.session_id
+            self._connections[transport] = message.connection
+        elif isinstance(message, Terminate) and message.code == TerminateCode.REPLACED:
+            session, connection = self._sessions[transport], self._connections[transport]
+            if (session, connection + 1) not in self._truth.answers:
+                raise Violation(f"nobody has taken session {session} of connection {connection}")
+        elif isinstance(message, LogOnRejected) and message.code == RejectCode.NUMBER_AHEAD:
+            if (message.code, message.limit) not in self._truth.refusals:
+                raise Violation(f"a log-on is refused, and that is not durable: {message}")
         elif isinstance(message, IMAGE_PARTS) and message.sequence > self._truth.sequence:
             raise Violation(f"a state image of sequence {message.sequence} is not durable")
 
     def _see_position(self, data: bytes) -> None:
-        self.position_count += 1
         _, sequence, segment, offset, *_ = POSITION.unpack(data)
         watch = self._watch
         if sequence > watch.sequence or (segment, offset) > (watch.segment, watch.end):
@@ -194,7 +274,6 @@ class Witness:
             offset += length
 
     def _see_feed_packet(self, data: bytes, offset: int) -> None:
-        self.packet_count += 1
         _, _, kind, channel, count, _, number, _ = PACKET_HEADER.unpack_from(data, offset)
         if kind == DATA and number + count - 1 > len(self._truth.market.get(channel, ())):
             raise Violation(f"the feed's message {number} of channel {channel} is not durable")
@@ -212,7 +291,6 @@ class Witness:
         del self._last_packets[:-64]
 
     def _see_packet(self, data: bytes) -> None:
-        self.packet_count += 1
         _, _, kind, channel, count, _, number, _ = PACKET_HEADER.unpack_from(data)
         messages = self._truth.market.get(channel, ())
         if number + count - (kind == DATA) > len(messages) + (kind == HEARTBEAT):

@@ -138,7 +138,7 @@ class Party:
         """State images that were compared since it was over."""
         self.client: Client | None = None
         self._truth = truth
-        self._key = key
+        self.key = key
         self._dice = dice
         self._pace_s = pace_s
         self._mode = dice.choice(list(CancelOnDisconnect))
@@ -154,7 +154,7 @@ class Party:
             self.lives.append(life)
             self.client = client = await join(
                 address,
-                self._key,
+                self.key,
                 surroundings,
                 session=self.session,
                 cancel_on_disconnect=self._mode,
@@ -197,20 +197,21 @@ class Party:
 
     async def _look(self, client: Client) -> None:
         """Take a state image, and compare it if the truth is of the same moment."""
+        truth = self._truth
+        era_count = len(truth.eras)
         try:
             image = await client.state()
         except ClientError:
             return
-        truth = self._truth
-        if image.sequence != truth.sequence:
+        if image.sequence != truth.sequence or len(truth.eras) != era_count:
             return
-        engine, participant = truth.engine, self._key
+        engine, participant = truth.engine, self.key
         orders = [tuple(row) for row in iter_unpack("<10q", engine.session_orders(self.session_id))]
         positions = [*iter_unpack("<3q", engine.participant_positions(participant))]
         balances = [*iter_unpack("<3q", engine.participant_balances(participant))]
         found = ([*map(tuple, image.orders)], [*map(tuple, image.positions)])
         if (orders, positions) != found or balances != [*map(tuple, image.balances)]:
-            raise Violation(f"{self.session} {self._key}: the state image is another one")
+            raise Violation(f"{self.session} {self.key}: the state image is another one")
         self.image_count += self.is_over
 
     # At the end.
@@ -222,36 +223,40 @@ class Party:
 
     def is_behind(self) -> str:
         """What it has not been told yet, "" when it has everything."""
-        name = f"{self.session} {self._key}"
+        name = f"{self.session} {self.key}"
         if not self.lives or self.client is None or self.client.standing is not ClientState.READY:
             return f"{name} is not logged on"
         life = self.lives[-1]
         told = life.first_number - 1 + len(life.reports)
         count = len(self._truth.reports.get(self.session_id, []))
-        if told != count and not life.has_hole:
+        if told != count:
             return f"{name}: {told} of {count} reports"
         return "" if self.image_count else f"{name} has no state image"
 
     def check(self) -> None:
         """What was told is what the journal says, and every request was done once or never."""
-        reports = self._truth.reports.get(self.session_id, [])
         for life in self.lives:
-            if life.first_number and not life.has_hole:
-                self._check_life(life, reports)
+            if life.has_hole:
+                raise Violation(f"{self.session}: reports that the venue has were not sent")
+            if life.first_number:
+                self._check_life(life)
         self._check_tickets()
 
-    def _check_life(self, life: Life, reports: list[bytes]) -> None:
-        first = life.first_number - 1
-        expected = reports[first : first + len(life.reports)]
-        found = life.reports
-        if len(expected) != len(found):
-            raise Violation(f"{self.session} has {len(found)} reports of {len(expected)}")
-        for index, (payload, report) in enumerate(zip(expected, found, strict=True)):
-            if wire.decode_venue(SEQUENCED, payload) != report:
-                raise Violation(f"{self.session}: report {first + index + 1} is another one")
+    def _check_life(self, life: Life) -> None:
+        """Every report is what the journal said under its number. When durable records were lost
+        meanwhile, the numbers go on behind what is kept: from some report on it is the next era."""
+        eras = iter(self._truth.eras)
+        reports = next(eras).reports.get(self.session_id, [])
+        for number, report in enumerate(life.reports, life.first_number):
+            while number > len(reports) or _decoded(reports[number - 1]) != report:
+                era = next(eras, None)
+                if era is None:
+                    raise Violation(f"{self.session}: report {number} is another one, or not there")
+                reports = era.reports.get(self.session_id, [])
 
     def _check_tickets(self) -> None:
-        journaled = self._truth.commands.get(self.session_id, {})
+        session, truth = self.session_id, self._truth
+        journaled = truth.commands.get(session, {})
         done: Counter[bytes] = Counter()
         unknown: Counter[bytes] = Counter()
         for ticket in self.tickets:
@@ -262,19 +267,24 @@ class Party:
                 continue
             if report is not None and report.number != ticket.number:
                 raise Violation(f"{self.session}: request {ticket.number} has another's answer")
-            if is_decided and journaled.get(ticket.number) != payload:
+            is_lost = (session, ticket.number, payload) in truth.lost_numbers
+            if is_decided and journaled.get(ticket.number) != payload and not is_lost:
                 raise Violation(f"{self.session}: request {ticket.number} is another one there")
             done[payload] += is_decided
         applied: Counter[bytes] = Counter()
-        for (owner, payload), count in self._truth.applied.items():
-            if owner == self.session_id:
+        for (owner, payload), count in truth.applied.items():
+            if owner == session:
                 applied[payload] = count
         for payload, count in done.items():
-            if applied[payload] < count:
+            if applied[payload] + truth.lost[session, payload] < count:
                 raise Violation(f"{self.session}: an acknowledged command is not in the journal")
         for payload, count in applied.items():
             if count > done[payload] + unknown[payload]:
                 raise Violation(f"{self.session}: a command was applied that nobody sent so often")
+
+
+def _decoded(payload: bytes) -> Any:
+    return wire.decode_venue(SEQUENCED, payload)
 
 
 def _outcome(ticket: Ticket[Any]) -> tuple[bool | None, Any]:
