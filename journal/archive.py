@@ -30,6 +30,7 @@ from journal.manifest import (
     TERM_NAME,
     Archived,
     Sealed,
+    decode_archived,
     decode_manifest,
     decode_term,
     encode_archived,
@@ -198,9 +199,10 @@ def restore_segments(archive: Storage, commands: Storage, report: Report) -> Res
     none. Nobody may have the journal open.
 
     Archived segments that are missing, or are not what the manifest says, are replaced; without a
-    manifest the archive's counts. A journal that is made anew ends where the archive does, and its
-    next start begins a new term, since what came after is lost. Raises OperationRefused,
-    JournalDamaged, JournalFailed; may be run again.
+    manifest the archive's counts. Of others it is only said, so that a repair can go on with the
+    rest; where nothing can be brought back, it is refused. A journal that is made anew ends where
+    the archive does, and its next start begins a new term, since what came after is lost. Raises
+    OperationRefused, JournalDamaged, JournalFailed; may be run again.
     """
     with storage_errors("restore"):
         lines = archive_lines(archive)
@@ -255,25 +257,42 @@ def _put_back(
             f"{lines[-1].last_sequence}: move the folder away, and restore into an empty one"
         )
     here = set(commands.names())
-    lost = [line.number for line in sealed[len(lines) :] if _name_of(line) not in here]
-    if lost:
+    bad = [line for line in sealed if not has_hash(commands, _name_of(line), line.hash)]
+    wanted = [line for line in bad if line.number <= len(lines)]
+    lost = [line.number for line in bad[len(wanted) :] if _name_of(line) not in here]
+    if lost and not wanted and not _is_all_back(commands, sealed):
         raise OperationRefused(
             f"segments {', '.join(map(str, lost))} are neither here nor in the archive, "
             f"which has 1 to {len(lines)}"
         )
-    bad = [line for line in sealed if not has_hash(commands, _name_of(line), line.hash)]
-    wanted = [line for line in bad if line.number <= len(lines)]
     check_room(commands, 2 * sum(line.size for line in wanted), "segments into the journal")
     restored_count = sum(
         _put_segment_back(archive, commands, line, report) for line in reversed(wanted)
     )
     for line in bad[len(wanted) :]:
-        report(f"segment {line.number}: it is damaged, and the archive does not have it")
-    here = set(commands.names())
-    if ARCHIVED_NAME in here and all(_name_of(line) in here for line in sealed):
-        commands.remove(ARCHIVED_NAME)
+        what = "it is neither here nor in this archive"
+        if line.number not in lost:
+            what = "it is damaged, and the archive does not have it"
+        report(f"segment {line.number}: {what}")
+    # What a try that was cut off has renamed is durable before nothing says any more that it may
+    # be missing.
     commands.sync_folder()
+    if _is_all_back(commands, sealed):
+        commands.remove(ARCHIVED_NAME)
+        commands.sync_folder()
     return Restored(restored_count, None, 0)
+
+
+def _is_all_back(commands: Storage, sealed: Sequence[Sealed]) -> bool:
+    """Whether `archived` is there, and every segment that it names is too; of a damaged one nobody
+    knows which it names, so then it is about all that are sealed."""
+    here = set(commands.names())
+    if ARCHIVED_NAME not in here:
+        return False
+    count = len(sealed)
+    with suppress(JournalDamaged):
+        count = decode_archived(read_text(commands, ARCHIVED_NAME)).segment
+    return count <= len(sealed) and all(_name_of(line) in here for line in sealed[:count])
 
 
 def _put_segment_back(archive: Storage, commands: Storage, line: Sealed, report: Report) -> bool:

@@ -34,7 +34,15 @@ from journal.findings import (
     Remnant,
     SetAside,
 )
-from journal.manifest import MANIFEST_NAME, MARKER_NAME, TERM_NAME, Marker, decode_term, read_text
+from journal.manifest import (
+    ARCHIVED_NAME,
+    MANIFEST_NAME,
+    MARKER_NAME,
+    TERM_NAME,
+    Marker,
+    decode_term,
+    read_text,
+)
 from journal.snapshot import SnapshotFolder, SnapshotHead
 from journal.storage import Storage
 from journal.walk import Walk, read_marker, scan_records
@@ -73,7 +81,8 @@ def _find_way(folders: Folders, snapshots: _Snapshots) -> tuple[Diagnosis, Snaps
     if not found.is_sound and found.head.sequence <= whole.head.sequence:
         return whole, None
     # What only the whole history needs does not hinder a start.
-    others = tuple(f"{COMMANDS}/{name}" for name in (MANIFEST_NAME, MARKER_NAME, TERM_NAME))
+    texts = (ARCHIVED_NAME, MANIFEST_NAME, MARKER_NAME, TERM_NAME)
+    others = tuple(f"{COMMANDS}/{name}" for name in texts)
     for finding in whole.findings:
         is_history = finding.place.startswith(f"{COMMANDS}/") and finding.place not in others
         if is_history and finding not in found.findings:
@@ -117,7 +126,7 @@ def _examine(folders: Folders, snapshots: _Snapshots, base: SnapshotHead | None)
     _look_at_marker(folders.commands, found)
     _choose_term(folders.commands, found, snapshots.heads)
     # What no repair brings back.
-    if found.findings and not (found.kept and found.head.sequence):
+    if found.findings and not found.obstacle and not (found.kept and found.head.sequence):
         found.obstacle = "not a single record can be kept"
     return found
 
@@ -146,10 +155,12 @@ def _look_at_snapshots(found: Diagnosis, snapshots: _Snapshots) -> None:
     last = found.archived.segment
     gone = {action.name for action in found.later_actions}
     starts = [other for other in usable if other.name not in gone]
-    if last and not any(other.commands_segment > last for other in starts):
+    can_start = found.kept and any(other.commands_segment > last for other in starts)
+    if last and not can_start:
         text = f"none that the journal could start from without the segments 1 to {last}"
         found.find(f"{SNAPSHOTS}/", text)
-        found.obstacle = f"segments 1 to {last} are archived, and it needs them"
+        where = "not here" if found.is_archived_new else "archived"
+        found.obstacle = f"segments 1 to {last} are {where}, and it needs them"
 
 
 def _look_at_events(events: Storage, found: Diagnosis) -> None:

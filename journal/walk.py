@@ -29,6 +29,7 @@ from journal.manifest import (
     ARCHIVED_NAME,
     MANIFEST_NAME,
     MARKER_NAME,
+    NOTHING_ARCHIVED,
     Archived,
     Marker,
     decode_archived,
@@ -95,6 +96,7 @@ class Walk:
         self._heads = {(head.commands_segment, head.record_offset): head for head in heads}
         self._marker = read_marker(storage)
         self._cuts: list[Cut] = []
+        self._archived_count = 0  # as the file says
 
     def look(self) -> None:
         """Everything about commands/ but the marker."""
@@ -106,6 +108,7 @@ class Walk:
         self._set_rest_aside(first)
         self._found.segment_actions.extend(self._cuts)
         self._check_manifest()
+        self._check_archived()
         self._check_snapshots()
 
     def _read_names(self) -> None:
@@ -130,6 +133,7 @@ class Walk:
         try:
             if ARCHIVED_NAME in self._every:
                 found.archived = decode_archived(read_text(self._storage, ARCHIVED_NAME))
+                self._archived_count = found.archived.segment
         except JournalDamaged as error:
             found.find(f"{COMMANDS}/{ARCHIVED_NAME}", error.defect)
             found.is_archived_new = True
@@ -142,14 +146,17 @@ class Walk:
             if found.lines or found.archived.segment:
                 found.lose(f"{COMMANDS}/", "there is no segment at all")
             return 1
-        if all(number in self._names for number in range(1, behind + 1)):
+        if 1 in self._names:
+            # Archived segments go lowest first and come back highest first: what a restore could
+            # bring back is here.
+            found.archived = NOTHING_ARCHIVED
             return 1
-        if behind > 1 and behind in self._names:
+        if behind > 1:
             found.head = Head(found.archived.sequence, found.archived.hash, 0, 0)
             return behind
         first = min(self._names)
         segment = self._read_header(self._names[first][0])
-        if first == 1 or segment is None:
+        if segment is None:
             return first
         found.find(
             f"{COMMANDS}/{ARCHIVED_NAME}",
@@ -201,7 +208,9 @@ class Walk:
         """One segment; whether the chain goes on behind it."""
         found, names = self._found, self._names.get(number, [])
         if not names:
-            found.lose(f"{COMMANDS}/", f"segment {number} is missing, and later ones are here")
+            was_archived = number <= self._archived_count
+            what = "was archived and is not back" if was_archived else "is missing"
+            found.lose(f"{COMMANDS}/", f"segment {number} {what}, and later ones are here")
             return False
         wanted = Segment(number, 0, found.head.sequence + 1, found.head.hash)
         name = wanted.name
@@ -399,6 +408,23 @@ class Walk:
                 f"the manifest is lost, and segments 1 to {found.archived.segment}, which it "
                 "lists too, are archived: restore them first"
             )
+
+    def _check_archived(self) -> None:
+        """The file names sealed segments only, so not the last one that is kept; and where the
+        first one is kept, none that is missing."""
+        found, count = self._found, self._archived_count
+        if not found.kept:
+            return
+        first, last = found.kept[0].segment, found.kept[-1].segment.number
+        if count >= last:
+            text = f"names segments 1 to {count}, the last one that can be kept is {last}"
+            found.find(f"{COMMANDS}/{ARCHIVED_NAME}", text)
+            begin = first.first_sequence - 1
+            found.archived = Archived(first.number - 1, begin, first.previous_hash)
+            found.is_archived_new = True
+        if found.is_archived_new and not found.archived.segment:
+            found.is_archived_new = False
+            found.later_actions.append(SetAside(COMMANDS, ARCHIVED_NAME))
 
     def _check_snapshots(self) -> None:
         """Those whose record should have been met and was not."""

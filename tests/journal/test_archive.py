@@ -20,6 +20,7 @@ from tests.journal.life import append, noise, read, start
 
 SEGMENT_SIZE = 2560  # Four sectors for records.
 SEEDS = 3
+LOSSES = [PowerLoss(), PowerLoss(), PowerLoss(is_folder_ordered=False)]
 
 
 def quiet(line: str) -> None:
@@ -249,13 +250,50 @@ def test_restore_says_what_the_archive_has_not() -> None:
     names = segment_names(commands)
     archive_segments(commands, archive, 2, quiet)
     commands.remove(names[3])
+    commands.flip(names[4], 9999)
+    before = {**made().images(), names[4]: commands.images()[names[4]]}
+    del before[names[3]]
+    lines: list[str] = []
+    restored = restore_segments(archive, commands, lines.append)
+    assert (restored.segment_count, restored.head) == (2, None)
+    assert lines[2:] == [
+        "segment 4: it is neither here nor in this archive",
+        "segment 5: it is damaged, and the archive does not have it",
+    ]
+    assert commands.images() == before
     with pytest.raises(OperationRefused, match="segments 4 are neither here"):
         restore_segments(archive, commands, quiet)
+    assert commands.images() == before
     commands = made()
     commands.flip(names[3], 9999)
-    lines: list[str] = []
+    lines = []
     assert restore_segments(archive, commands, lines.append).segment_count == 0
     assert lines == ["segment 4: it is damaged, and the archive does not have it"]
+
+
+@pytest.mark.parametrize("archived", [2, 3])
+def test_what_is_said_to_be_archived_stays_so_until_it_is_here(archived: int) -> None:
+    """An archive that lacks the last one of them brings back the others."""
+    commands, archive, longer = made(), MemoryStorage(), MemoryStorage()
+    expected = commands.images()
+    names = segment_names(commands)
+    archive_segments(made(), archive, 2, quiet)
+    archive_segments(commands, longer, archived, quiet)
+    commands.remove(names[4])
+    said = commands.images()[ARCHIVED_NAME]
+    lines: list[str] = []
+    assert restore_segments(archive, commands, lines.append).segment_count == 2
+    assert f"segment {archived + 1}: it is neither here nor in this archive" not in lines
+    del expected[names[4]]
+    if archived == 3:
+        assert "segment 3: it is neither here nor in this archive" in lines
+        del expected[names[2]]
+        assert commands.images() == {**expected, ARCHIVED_NAME: said}
+        with pytest.raises(OperationRefused, match="segments 3, 5 are neither here"):
+            restore_segments(archive, commands, quiet)
+        assert restore_segments(longer, commands, quiet).segment_count == 1
+        expected = {**expected, names[2]: made().images()[names[2]]}
+    assert commands.images() == expected
 
 
 def test_a_journal_is_made_anew_in_a_new_term() -> None:
@@ -331,7 +369,6 @@ def joined(
 @pytest.mark.parametrize("is_applied", [False, True])
 def test_crash_at_every_step_of_an_archiving(is_applied: bool) -> None:
     expected = made().images()
-    losses = [PowerLoss(), PowerLoss(), PowerLoss(is_folder_ordered=False)]
     counting, other = joined(made(), MemoryStorage())
     archive_segments(counting, other, 3, quiet)
     for at in range(1, counting.counts["change"] + 1):
@@ -341,8 +378,8 @@ def test_crash_at_every_step_of_an_archiving(is_applied: bool) -> None:
             with pytest.raises(JournalFailed):
                 archive_segments(*joined(commands, archive, fault), 3, quiet)
             dice = Random(at * 100 + seed)
-            commands.crash(dice, losses[seed])
-            archive.crash(dice, losses[seed])
+            commands.crash(dice, LOSSES[seed])
+            archive.crash(dice, LOSSES[seed])
             place = f"operation {at}, seed {seed}"
             if MANIFEST_NAME in archive.names():
                 assert verify(archive).end == "clean", place
@@ -364,11 +401,16 @@ def test_crash_at_every_step_of_an_archiving(is_applied: bool) -> None:
             assert commands.images() == expected, place
 
 
-@pytest.mark.parametrize("is_anew", [False, True])
-def test_crash_at_every_step_of_a_restore(is_anew: bool) -> None:
+@pytest.mark.parametrize(("is_anew", "gone"), [(False, 0), (False, 4), (True, 0)])
+def test_crash_at_every_step_of_a_restore(is_anew: bool, gone: int) -> None:
+    """Also with a segment gone that was not archived."""
+
     def archived() -> tuple[MemoryStorage, MemoryStorage]:
         commands, archive = made(), MemoryStorage()
         archive_segments(commands, archive, 3, quiet)
+        if gone:
+            commands.remove(names[gone - 1])
+            commands.sync_folder()
         return (MemoryStorage() if is_anew else commands), archive
 
     def restore(fault: Fault | None = None) -> tuple[MemoryStorage, MemoryStorage, FaultyStorage]:
@@ -381,25 +423,53 @@ def test_crash_at_every_step_of_a_restore(is_anew: bool) -> None:
                 restore_segments(second, first, quiet)
         return commands, archive, first
 
+    names = segment_names(made())
     expected, _, counting = restore()
-    count = len(payloads(expected))
+    assert ARCHIVED_NAME not in expected.names()
+    count = 0 if gone else len(payloads(expected))
     for at in range(1, counting.counts["change"] + 1):
         for seed in range(SEEDS):
             fault = Fault("change", at, errno.EIO, is_persistent=True, is_applied=bool(seed % 2))
             commands, archive, _ = restore(fault)
             dice = Random(at * 100 + seed)
-            commands.crash(dice)
-            archive.crash(dice)
+            commands.crash(dice, LOSSES[seed])
+            archive.crash(dice, LOSSES[seed])
             place = f"operation {at}, seed {seed}"
+            if not is_anew and ARCHIVED_NAME not in commands.names():
+                assert segment_names(commands) == segment_names(expected), place
             if is_anew and MANIFEST_NAME not in commands.names() and segment_names(commands):
                 with pytest.raises(JournalDamaged):
                     read(commands)
-            restore_segments(archive, commands, quiet)
-            assert len(payloads(commands)) == count, place
+            if gone and ARCHIVED_NAME not in commands.names():
+                with pytest.raises(OperationRefused):  # Nothing is left to be done.
+                    restore_segments(archive, commands, quiet)
+            else:
+                restore_segments(archive, commands, quiet)
+            assert gone or len(payloads(commands)) == count, place
             if is_anew:
                 assert decode_term(commands.images()[TERM_NAME]) >= 2, place
             else:
                 assert commands.images() == expected.images(), place
+
+
+def test_what_a_restore_that_died_has_renamed_is_durable_before_the_end() -> None:
+    """Of the second try the disk may remember nothing but that `archived` is removed."""
+    names = segment_names(made())
+    outcomes = set()
+    for seed in range(20):
+        commands, archive = made(), MemoryStorage()
+        archive_segments(commands, archive, 2, quiet)
+        for fault in (
+            Fault("sync_folder", 2, errno.EIO, is_persistent=True),
+            Fault("remove", 1, errno.EIO, is_persistent=True, is_applied=True),
+        ):
+            with pytest.raises(JournalFailed):
+                restore_segments(archive, FaultyStorage(commands, [fault]), quiet)
+            assert segment_names(commands) == names
+        commands.crash(Random(seed), PowerLoss(is_folder_ordered=False))
+        outcomes.add(ARCHIVED_NAME in commands.names())
+        assert segment_names(commands) == names, f"seed {seed}"
+    assert outcomes == {True, False}
 
 
 def head_at(segment: int, sequence: int) -> SnapshotHead:

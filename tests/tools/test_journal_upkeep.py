@@ -11,9 +11,9 @@ import pytest
 
 from exchange import cli
 from exchange.feed.service import FEED_FOLDER
-from journal import FolderStorage
+from journal import FolderStorage, Journal, run_inline
 from journal.manifest import ARCHIVED_NAME, MANIFEST_NAME, TERM_NAME, decode_term
-from tests.tools.venue_folder import VenueFolder
+from tests.tools.venue_folder import SEGMENT_SIZE, VenueFolder
 from tools.journal_folders import hold
 
 Run = Callable[..., tuple[int, str, str]]
@@ -403,6 +403,72 @@ def test_an_archived_journal_without_snapshots(
     assert run("restore", archive, venue.folder)[0] == 0
     assert not (venue.commands / ARCHIVED_NAME).exists()
     assert run("repair", venue.folder)[0] == 0
+
+
+@pytest.mark.parametrize("behind", [1, 2])
+def test_a_segment_that_nobody_has_behind_what_is_archived(
+    run: Run, venue: VenueFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind: int
+) -> None:
+    """The operator's way, at every step as it is said: restore, which is cut off and run again,
+    then repair, then the start."""
+    archive = tmp_path / "archive"
+    run("archive", venue.folder, "--to", archive)
+    shutil.rmtree(venue.snapshots)
+    count, gone = len(list(archive.glob("*.segment"))), venue.segments[behind - 1]
+    number, keep_to = int(gone.name[:20]), int(gone.name[21:41]) - 1
+    assert number == count + behind < int(venue.segments[-1].name[:20])
+    gone.unlink()
+    code, output, _ = run("repair", venue.folder)
+    assert code == 66
+    for line in (
+        f"  commands/: segment {number} is missing, and later ones are here",
+        f"no repair is possible: segments 1 to {count} are archived, and it needs them",
+        f"next: exchange journal restore ARCHIVE {venue.folder}, or a copy of commands/",
+    ):
+        assert line in output.splitlines(), line
+
+    for failing in ("rename", "remove"):
+        with monkeypatch.context() as patch:
+            _fail_at(patch, failing, "00000000000000000001-" if failing == "rename" else "archived")
+            assert run("restore", archive, venue.folder)[0] == 74
+        assert (venue.commands / ARCHIVED_NAME).exists()
+    assert int(venue.segments[0].name[:20]) == 1, "all are back, and the file is still there"
+    code, output, _ = run("restore", archive, venue.folder)
+    assert code == 66
+    assert output.splitlines()[0] == f"segment {number}: it is neither here nor in this archive"
+    assert output.splitlines()[-1] == (
+        f"it is damaged: next, exchange journal repair {venue.folder}"
+    )
+    assert not (venue.commands / ARCHIVED_NAME).exists()
+    code, _, error = run("restore", archive, venue.folder)
+    assert (code, f"segments {number} are neither here nor" in error) == (64, True)
+
+    code, output, _ = run("repair", venue.folder)
+    assert code == 66
+    lines = output.splitlines()
+    assert f"can be kept: sequences 1 to {keep_to}" in lines
+    assert lines[-1] == f"then: exchange journal repair {venue.folder} --keep-to {keep_to}"
+    assert run("repair", venue.folder, "--keep-to", keep_to)[0] == 0
+    lost = (venue.data / "repair-1" / "lost.txt").read_text()
+    assert f"\n{venue.engine.sequence} " in lost
+    assert digest(run, venue.folder)["sequence"] == keep_to
+    with closing(FolderStorage(venue.commands)) as storage:
+        journal = Journal.open(storage, segment_size=SEGMENT_SIZE, prepare=run_inline)
+        with closing(journal):
+            assert [*journal.records()][-1].head.sequence == keep_to
+            assert journal.minimum_term == 2
+
+
+def _fail_at(patch: pytest.MonkeyPatch, operation: str, begin: str) -> None:
+    """Let an operation of the disk fail at files whose names begin so."""
+    original = getattr(FolderStorage, operation)
+
+    def failing(storage: FolderStorage, name: str, *others: str) -> None:
+        if name.startswith(begin):
+            raise OSError(5, "Input/output error")
+        original(storage, name, *others)
+
+    patch.setattr(FolderStorage, operation, failing)
 
 
 def test_a_running_feed_stops_a_repair(run: Run, venue: VenueFolder) -> None:
