@@ -19,6 +19,7 @@ from journal.copies import OperationRefused
 from journal.damage import diagnose
 from journal.faulty import Fault
 from journal.findings import COMMANDS, EVENTS, SNAPSHOTS, Diagnosis, Folders
+from journal.memory import MemoryStorage
 from journal.repair import repair
 from tests.simulation.archiving import NO_RESTART, is_archived, movable_count
 from tests.simulation.disks import SECTOR_SIZE, DurableRecord
@@ -33,9 +34,10 @@ if TYPE_CHECKING:
 
 __all__ = ["REPAIRS", "Mending", "RepairProgram"]
 
-BIT, LOSS, RESTORE = "repair_bit", "repair_loss", "repair_restore"
-REPAIRS: Final = (BIT, LOSS, LOSS, RESTORE)
-"""A bit flips that can be put back; durable records are lost; the archive has what is damaged."""
+BIT, LOSS, RESTORE, BOTH = "repair_bit", "repair_loss", "repair_restore", "repair_both"
+REPAIRS: Final = (BIT, LOSS, LOSS, RESTORE, BOTH)
+"""A bit flips that can be put back; durable records are lost; the archive has what is damaged; it
+has what a start needs, and durable records behind that are lost."""
 CHANCE: Final = 0.1
 """That a seed has one of these."""
 DEATH_CHANCE: Final = 0.7
@@ -107,6 +109,10 @@ class RepairProgram:
         return DONE
 
 
+def _segments(folder: MemoryStorage) -> list[str]:
+    return [name for name in folder.names() if name.endswith(".segment")]
+
+
 def _page(found: Diagnosis) -> str:
     return "".join(f"{place}: {text}\n" for place, text in found.findings)
 
@@ -159,7 +165,7 @@ class Mending:
         if sim.is_calm:
             return
         is_late = sim.world.now_ns > end_ns - S
-        is_possible = kind != RESTORE or self._has_archive()
+        is_possible = kind not in (RESTORE, BOTH) or self._has_archive()
         if self._can_begin() and (is_possible or is_late):
             self._begin(kind if is_possible else BIT)
         else:
@@ -167,8 +173,7 @@ class Mending:
 
     def _archived(self) -> list[str]:
         """The segments that the archive has."""
-        names = self._sim.disks.folder("archive").names()
-        return [name for name in names if name.endswith(".segment")]
+        return _segments(self._sim.disks.folder("archive"))
 
     def _has_archive(self) -> bool:
         """Whether there is one; else it is begun, if it can be."""
@@ -208,9 +213,9 @@ class Mending:
         self.is_busy = self.is_damaged = True
         self._try_count = 0
         self._must_keep = sim.truth.sequence
-        if kind == LOSS:
+        if kind in (LOSS, BOTH):
             self._is_lossy = True
-            self._lose()
+            self._lose(has_archive=kind == BOTH)
         else:
             (self._flip if kind == BIT else self._damage_archived)()
         self._before = sim.disks.folder(COMMANDS).images()
@@ -229,14 +234,23 @@ class Mending:
         self._tell(f"bit {bit} of {name}")
         self._keep_snapshots(_Place(record.segment, start))
 
-    def _lose(self) -> None:
-        """Something that cannot be put back, in one of the last records."""
+    def _lose(self, *, has_archive: bool) -> None:
+        """Something that cannot be put back, in one of the last records that are here."""
         sim, dice = self._sim, self._dice
         records = sim.truth.records
         first = max(self._record_floor, int(len(records) * (1 - LOST_SHARE_MAX)))
-        choices: list[Callable[[int], None]] = [self._flip_last, self._cut, self._scramble]
-        if not is_archived(sim.disks.folder(COMMANDS)):
-            choices.append(self._remove)
+        while not self._name_of(records[first]):
+            first += 1
+        if has_archive:
+            self._wipe(SNAPSHOTS)
+            self._remove(first)
+            return
+        choices: list[Callable[[int], None]] = [
+            self._flip_last,
+            self._cut,
+            self._scramble,
+            self._remove,
+        ]
         dice.choice(choices)(first)
 
     def _flip_last(self, first: int) -> None:
@@ -266,14 +280,16 @@ class Mending:
         self._damaged(record, f"the record at {start} of {name}")
 
     def _remove(self, first: int) -> None:
-        """A segment is gone, and a later one is there."""
+        """A segment is gone, and a later one is there; the archive has not the one that is gone."""
         records = self._sim.truth.records
         folder = self._sim.disks.folder(COMMANDS)
-        names = [name for name in folder.names() if name.endswith(".segment")]
+        names = _segments(folder)
         begins = {
             record.segment: record
             for record, before in zip(records[first:], records[first - 1 :], strict=False)
-            if record.segment != before.segment and record.segment < int(names[-1][:20])
+            if record.segment != before.segment
+            and record.segment < int(names[-1][:20])
+            and self._name_of(record) not in ("", *self._archived())
         }
         if not begins:
             self._scramble(first)
@@ -407,11 +423,21 @@ class Mending:
             self.lost_count += sum(record.command_count for record in lost)
             truth.rewind(head_sequence)
             sim.disks.watch.rewind(truth.records[-1])
+            self._leave_archive()
         self.is_damaged = self.is_working = False
         self._new_epochs += 1
         self.unit.stop()
         for service in sim.services:
             service.start()
+
+    def _leave_archive(self) -> None:
+        """Where the journal ends in a segment that was archived, another archive is begun."""
+        sim = self._sim
+        commands = sim.disks.folder(COMMANDS)
+        if self._archived() and max(_segments(commands)) <= max(self._archived()):
+            if is_archived(commands):
+                sim.world.fail("segments that were archived are not here, and later ones are cut")
+            sim.disks.wipe("archive")
 
     def started(self, epoch: int) -> None:
         """The venue has recovered, in this epoch."""
