@@ -162,7 +162,7 @@ class Connection:
         self.party = party
         self.service = service
         self.hello: Hello | None = None
-        """What the venue said first: its name and the nonce to sign."""
+        """What the venue said first: its name, the nonce to sign, the epoch of its numbers."""
         self.next_number = 1
         """Number of our next numbered frame."""
         self.last_received = 0

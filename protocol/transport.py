@@ -76,7 +76,10 @@ class StateRequest(Message, frozen=True, tag=4):
 
 
 class Hello(Report, frozen=True, tag=64):
-    """First frame on every connection: who this is, and the nonce to sign."""
+    """First frame on every connection: who this is, the nonce to sign, and the epoch.
+
+    Numbers of a session are those of one epoch; it is that of the market data.
+    """
 
     major: U8
     minor: U8
@@ -84,6 +87,7 @@ class Hello(Report, frozen=True, tag=64):
     nonce: Nonce
     time_ns: U62
     frame_size_max: U16
+    epoch: U62
 
 
 class LogOnAccepted(Report, frozen=True, tag=65):

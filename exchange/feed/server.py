@@ -77,10 +77,11 @@ class FeedServer:
 
     def hello(self, now_ns: int) -> Hello:
         """A greeting with a fresh nonce."""
-        venue = self.streams.market.directory.venue
+        market = self.streams.market
+        venue = market.directory.venue
         name = venue.venue if venue is not None else "unknown"
         nonce = self._random_bytes(NONCE_SIZE)
-        return Hello(MAJOR, MINOR, name, nonce, now_ns, CLIENT_FRAME_SIZE_MAX)
+        return Hello(MAJOR, MINOR, name, nonce, now_ns, CLIENT_FRAME_SIZE_MAX, market.epoch)
 
     def feed_state(self) -> FeedState:
         """Where the feed is."""

@@ -43,8 +43,10 @@ class OrderEntry:
         log: Log,
         connections_max: int,
         random_bytes: Callable[[int], bytes],
+        epoch: int,
     ) -> None:
-        """`random_bytes` gives as many as asked for, for nonces: nobody can guess them."""
+        """`random_bytes` gives as many as asked for, for nonces: nobody can guess them. `epoch` is
+        that of the market data."""
         self.log = log
         self.loop: asyncio.AbstractEventLoop = parts.loop
         self.engine: Engine = parts.engine
@@ -63,6 +65,7 @@ class OrderEntry:
         self.ended: asyncio.Future[Failure] = parts.loop.create_future()
         self._connections_max = connections_max
         self._random_bytes = random_bytes
+        self._epoch = epoch
         self._clock: Clock = parts.clock
         self._steady_base_ns = parts.clock.time_ns() - parts.clock.monotonic_ns()
         self._places: dict[Place, Connection] = {}
@@ -87,7 +90,8 @@ class OrderEntry:
     def hello(self, now_ns: int) -> Hello:
         """A greeting with a fresh nonce."""
         nonce = self._random_bytes(NONCE_SIZE)
-        return Hello(MAJOR, MINOR, self.engine.venue, nonce, now_ns, CLIENT_FRAME_SIZE_MAX)
+        venue = self.engine.venue
+        return Hello(MAJOR, MINOR, venue, nonce, now_ns, CLIENT_FRAME_SIZE_MAX, self._epoch)
 
     def admit(self, connection: Connection) -> LogOnRejected | None:
         """Count a connection in; the refusal when the venue takes no more.

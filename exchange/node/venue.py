@@ -68,7 +68,7 @@ class Venue:
         self._last_events = recovered.last_events
         self._loop = loop
         self.order_entry = OrderEntry(
-            parts, self.log, surroundings.connections_max, surroundings.random_bytes
+            parts, self.log, surroundings.connections_max, surroundings.random_bytes, self.epoch
         )
         self.sequencer = self.order_entry.sequencer
         self.sequencer.outlets.append(self)

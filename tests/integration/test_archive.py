@@ -23,6 +23,7 @@ from journal import FolderStorage, SnapshotFolder, verify
 from journal.snapshot import KEPT_MIN
 from protocol.codes import CancelOnDisconnect
 from tests.integration.market import make_market, make_venue
+from tests.integration.peer import Peer
 from tests.integration.replica import Replica
 from tests.integration.traders import INSTRUMENT_COUNT, Trader, make_traders, trade
 from tools.venue_process import EXCHANGE, ReplicaProcess, child_environment
@@ -185,6 +186,8 @@ def test_a_repaired_venue_goes_on_in_a_new_term(scene: Scene) -> None:
     assert done.returncode == 0, done.stderr
     scene.venue.start()
     assert int(scene.venue.ready["epoch"]) == epoch + 1
+    with Peer(scene.venue.address) as client:
+        assert client.greet().epoch == epoch + 1
     assert int(scene.venue.ready["sequence"]) == first
     aside = scene.folder / "data" / "repair-1"
     assert (aside / f"commands-{last.name}").read_bytes() == bytes(content)

@@ -27,7 +27,7 @@ from protocol.wire import decode_client, decode_feed, decode_feed_request, decod
 
 START: Final = 1_700_000_000_000_000_000
 MS: Final = 1_000_000
-HELLO: Final = Hello(1, 0, "VENUE", bytes(32), START, CLIENT_FRAME_SIZE_MAX)
+HELLO: Final = Hello(1, 0, "VENUE", bytes(32), START, CLIENT_FRAME_SIZE_MAX, 7 << 20)
 LOG_ON: Final = LogOn(1, 0, bytes(32), "mm1", bytes(32), 0, 1_000, 1, 500, "test", bytes(64))
 ORDER: Final = NewOrder(1, 1, 1, 1, 5_000, 100)
 REPORT: Final = OrderExpired(1, START, 1, 1, 100, 0, 1)

@@ -97,7 +97,7 @@ def test_values_in_longer_encodings_are_shown(tmp_path: Path) -> None:
 
 
 def test_connections_on_other_ports_are_known_by_their_greeting(tmp_path: Path) -> None:
-    hello = encode_frame(SESSION, 1, encode(Hello(1, 0, "VENUE", bytes(32), 5, 4_096)))
+    hello = encode_frame(SESSION, 1, encode(Hello(1, 0, "VENUE", bytes(32), 5, 4_096, 7)))
     beat = encode_frame(SESSION, 1, b"\x92\x03\x05")
     capture = Capture()
     capture.segment(50_000, 50_001, hello)

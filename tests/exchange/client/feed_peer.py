@@ -163,7 +163,8 @@ class FeedLine(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self.peer.lines.append(self)
-        self.send(Hello(1, 0, "VENUE", os.urandom(32), NOW, CLIENT_FRAME_SIZE_MAX))
+        nonce = os.urandom(32)
+        self.send(Hello(1, 0, "VENUE", nonce, NOW, CLIENT_FRAME_SIZE_MAX, self.peer.epoch))
 
     def data_received(self, data: bytes) -> None:
         self.machine.receive_data(data, NOW)

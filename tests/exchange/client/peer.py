@@ -82,6 +82,8 @@ class Peer:
         """Everything that was received and numbered, over all connections."""
         self.journaled = True
         """Whether commands that arrive count as journaled."""
+        self.epoch = 7 << 20
+        """Of the numbers, as the greeting says it."""
         self.log_ons: list[LogOn] = []
         self.last_journaled = 0
         self.highest_client_order_id = 0
@@ -168,7 +170,8 @@ class Line(asyncio.Protocol):
         tcp = transport.get_extra_info("socket")
         tcp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
         self.peer.lines.append(self)
-        self.send(Hello(1, 0, "VENUE", os.urandom(32), NOW, CLIENT_FRAME_SIZE_MAX))
+        nonce = os.urandom(32)
+        self.send(Hello(1, 0, "VENUE", nonce, NOW, CLIENT_FRAME_SIZE_MAX, self.peer.epoch))
 
     def data_received(self, data: bytes) -> None:
         self.read_count += 1

@@ -78,7 +78,7 @@ def a_stream(seed: int) -> tuple[bytes, list[Any]]:
     feed.list_instrument(1)
     feed.random_commands(60)
     machine = Connection(Party.VENUE, NOW, Service.FEED)
-    machine.send(Hello(1, 0, "VENUE", b"n" * 32, NOW, 4096), NOW)
+    machine.send(Hello(1, 0, "VENUE", b"n" * 32, NOW, 4096, 5), NOW)
     client = Connection(Party.CLIENT, NOW, Service.FEED)
     client.receive_data(machine.data_to_send(), NOW)
     client.next_event()
@@ -106,7 +106,7 @@ def a_link(owner: Owner) -> tuple[FeedLink, Transport]:
     transport = Transport()
     link.connection_made(transport)
     hello = Connection(Party.VENUE, NOW, Service.FEED)
-    hello.send(Hello(1, 0, "VENUE", b"n" * 32, NOW, 4096), NOW)
+    hello.send(Hello(1, 0, "VENUE", b"n" * 32, NOW, 4096, 5), NOW)
     link.data_received(hello.data_to_send())
     return link, transport
 

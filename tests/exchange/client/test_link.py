@@ -165,7 +165,7 @@ class Bench:
 
     def log_on(self) -> None:
         self.link.connection_made(cast("asyncio.Transport", self.transport))
-        self.say(Hello(1, 0, "V", bytes(32), UTC, 4_096))
+        self.say(Hello(1, 0, "V", bytes(32), UTC, 4_096, 5))
         self.loop.turn()
         data = self.transport.writes[0]
         self.venue.receive_data(data, UTC)

@@ -200,6 +200,7 @@ class Reader:
         """Log on; the answer."""
         (hello,) = self.read()
         assert isinstance(hello, Hello)
+        assert hello.epoch == self.desk.venue.epoch
         values: dict[str, Any] = {
             "major": 1,
             "minor": 0,

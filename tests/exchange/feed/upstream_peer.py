@@ -88,7 +88,7 @@ class _Peer(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
         self._owner.add(self)
-        self._send(Hello(1, 0, VENUE, bytes(32), NOW_NS, 4096))
+        self._send(Hello(1, 0, VENUE, bytes(32), NOW_NS, 4096, self._owner.epoch))
 
     def data_received(self, data: bytes) -> None:
         self._machine.receive_data(data, NOW_NS)

@@ -30,7 +30,7 @@ from tests.exchange.node.market import (
     make_world,
     sell,
 )
-from tests.exchange.node.world import ADMIN, MemoryTransport, private_key, public_key
+from tests.exchange.node.world import ADMIN, EPOCH, MemoryTransport, private_key, public_key
 
 
 def test_the_first_frame_is_a_greeting_with_a_fresh_nonce() -> None:
@@ -38,6 +38,7 @@ def test_the_first_frame_is_a_greeting_with_a_fresh_nonce() -> None:
     hellos = [world.connect(2).read()[0] for _ in range(10)]
     assert all(isinstance(hello, Hello) and hello.venue == "venue" for hello in hellos)
     assert len({hello.nonce for hello in hellos}) == 10
+    assert {hello.epoch for hello in hellos} == {EPOCH}, "the first term's"
 
 
 def test_a_log_on_makes_a_session_and_orders_trade() -> None:

@@ -222,10 +222,12 @@ def test_a_term_that_somebody_asks_for_changes_the_epoch() -> None:
     world.disk = MemoryStorage({**world.disk.images(), TERM_NAME: encode_term(5)})
     world.boot()
     assert world.venue.epoch == EPOCH + 4
+    assert world.connect(2).read()[0].epoch == EPOCH + 4, "and clients are greeted with it"
     assert world.venue.journal.head.term == 5
     world.venue.close()
     world.boot()
     assert world.venue.epoch == EPOCH + 4, "and the next start keeps it"
+    assert world.connect(2).read()[0].epoch == EPOCH + 4
 
 
 @pytest.fixture(name="archived")
