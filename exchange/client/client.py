@@ -247,9 +247,10 @@ class Client:
         """Every execution report from the first call on, in order and once, for one reader.
 
         It goes on over lost connections and restarts of the venue, without a gap and without a
-        duplicate. Only when the venue no longer has the next report, ReportsLostError is raised,
-        once and in its place, with the state image that the client has taken: iterate again, and
-        the reports that follow are those that are not in the image.
+        duplicate. Only when the venue no longer has the next report, or is in another epoch, since
+        its journal was repaired, ReportsLostError is raised, once and in its place, with the state
+        image that the client has taken: iterate again, and the reports that follow are those that
+        are not in the image.
 
         A reader that is too slow stops the reading from the socket. After the end of the client
         what is queued still comes; then its reason is raised, if it was not `close`.

@@ -5,7 +5,9 @@ venue that restarts do not all come at once; attempts are bounded. There is no o
 it would meet the same end: another client took the session, the protocol was broken, or the
 log-on was refused for a lasting reason.
 
-Every log-on after the first asks for the reports from the one behind the last that was received.
+Every log-on after the first asks for the reports from the one behind the last that was received,
+if the venue is still in the epoch that this number is of. In another one, numbers are given again
+to other reports: the log-on asks for none, and all that came before is lost.
 """
 
 import asyncio
@@ -129,6 +131,9 @@ class Connector:
         self._surroundings = surroundings
         self._make_link = make_link
         self._next_report = 0
+        """The one that is wanted next, 0 before the first connection has ended."""
+        self._epoch = 0
+        """That `_next_report` is of."""
         self._is_closing = False
         self._unknown_count = 0
         self._log_on: asyncio.Future[None] | None = None
@@ -193,7 +198,7 @@ class Connector:
             key=public_key_bytes(settings.key),
             session=settings.session,
             client_nonce=self._surroundings.random_bytes(_NONCE_SIZE),
-            next_number=self._next_report,
+            next_number=self._next_report if hello.epoch == self._epoch else 0,
             keepalive_ms=settings.keepalive_ms,
             cancel_on_disconnect=settings.cancel_on_disconnect,
             cancel_grace_ms=settings.cancel_grace_ms,
@@ -208,8 +213,8 @@ class Connector:
         self._retries = None
         assert self.link is not None, "it is the link that calls"
         first_number = self.link.last_received + 1
-        lost_count = first_number - self._next_report if self._next_report else 0
-        missed = ReportsLostError(self._next_report, lost_count) if lost_count else None
+        missed = self._missed(first_number, self.link.epoch)
+        self._epoch = self.link.epoch
         self._listener.established(accepted, first_number, missed)
         self._change(ClientState.READY, missed)
         if self._log_on is not None and not self._log_on.done():
@@ -247,6 +252,16 @@ class Connector:
             self._gone.set_result(None)
 
     # Inside.
+
+    def _missed(self, first_number: int, epoch: int) -> ReportsLostError | None:
+        """What will not come when reports go on with `first_number` of this epoch."""
+        wanted = self._next_report
+        if wanted and epoch != self._epoch:
+            # Nobody knows up to which number the two histories are one.
+            return ReportsLostError(1, first_number - 1, is_other_epoch=True)
+        if wanted and first_number > wanted:
+            return ReportsLostError(wanted, first_number - wanted)
+        return None
 
     async def _connect(self) -> None:
         """Make one connection and log on. Raises ClientError."""

@@ -358,13 +358,27 @@ class ReportsLostError(ClientError):
     Reports `first_number` to `first_number + count - 1` will not come. `image` is the state after
     them, from which the reports that follow go on; None when it is still to come (in a change of
     state), or could not be had: then orders and positions have to be reconciled some other way.
+
+    `is_other_epoch`: the venue's journal was repaired. Some of what was reported before, also what
+    was acknowledged, may not have happened, and nobody knows which; so `first_number` is 1.
     """
 
-    def __init__(self, first_number: int, count: int, image: "StateImage | None" = None) -> None:
+    def __init__(
+        self,
+        first_number: int,
+        count: int,
+        image: "StateImage | None" = None,
+        *,
+        is_other_epoch: bool = False,
+    ) -> None:
         self.first_number = first_number
         self.count = count
         self.image = image
-        super().__init__(f"{count} execution reports from number {first_number} on were missed")
+        self.is_other_epoch = is_other_epoch
+        text = f"{count} execution reports from number {first_number} on were missed"
+        if is_other_epoch:
+            text += ": the venue is in another epoch, and what it said before may not have happened"
+        super().__init__(text)
 
 
 class StateUnavailableError(ClientError):

@@ -141,6 +141,9 @@ class Inbox:
         if self._held is None:
             self._held = []
             self.images.request(self._take_image)
+        if missed.is_other_epoch:
+            # What waits is of the epoch before, and its numbers say nothing in this one.
+            self._held.clear()
         self._held.append((missed.first_number, missed))
 
     def _take_report(self, report: VenueReport, number: int) -> None:
@@ -175,9 +178,12 @@ class Inbox:
         if held is None:
             return
         if image is not None:
-            first_number, next_number = held[0][0], image.next_number
-            self._give(ReportsLostError(first_number, next_number - first_number, image))
-            held = [(number, item) for number, item in held if number >= next_number]
+            missed, next_number = held[0][1], image.next_number
+            assert isinstance(missed, ReportsLostError), "a loss is what the rest waits for"
+            first_number, is_other = missed.first_number, missed.is_other_epoch
+            count = next_number - first_number
+            self._give(ReportsLostError(first_number, count, image, is_other_epoch=is_other))
+            held = [(number, item) for number, item in held[1:] if number >= next_number]
         for _, item in held:
             self._give(item)
 

@@ -88,6 +88,12 @@ class Link(asyncio.Protocol):
         return self._machine.last_received
 
     @property
+    def epoch(self) -> int:
+        """Of the venue's numbers, as it said in its greeting; only after that."""
+        assert self._machine.hello is not None, "the venue has not greeted yet"
+        return self._machine.hello.epoch
+
+    @property
     def unknown_count(self) -> int:
         """Messages that were skipped because their tag is not known here."""
         return self._machine.unknown_count

@@ -22,6 +22,7 @@ from exchange.client import (
     NotConnectedError,
     NotReceivedError,
     OutcomeUnknownError,
+    ReportsLostError,
     RequestRejectedError,
     SendBufferFullError,
     SessionRejectError,
@@ -34,7 +35,7 @@ from protocol.admin import Deposit, Halt, Key, Participant, Resume, Withdraw
 from protocol.codes import CancelOnDisconnect, EventKind, OrderType, Role, Side, TimeInForce
 from protocol.framing import SEQUENCED
 from tests.simulation.disks import Violation
-from tests.simulation.truth import Truth
+from tests.simulation.truth import Era, Truth
 
 __all__ = [
     "ADMIN",
@@ -109,18 +110,43 @@ async def open_market(
     await client.close()
 
 
+class Stretch:
+    """Reports in order from a first number, 0 when that is not known."""
+
+    def __init__(self, first_number: int) -> None:
+        self.first_number = first_number
+        self.reports: list[Any] = []
+
+    @property
+    def next_number(self) -> int:
+        return self.first_number + len(self.reports)
+
+    def is_in(self, era: Era, session_id: int) -> bool:
+        """Whether all of them are what was said in this era, byte for byte."""
+        said = era.reports.get(session_id, [])[self.first_number - 1 : self.next_number - 1]
+        return [_decoded(payload) for payload in said] == self.reports
+
+
 class Life:
-    """What one life of a party's client was told: reports in order from a first number."""
+    """What one life of a party's client was told: a stretch of reports, and another one each time
+    that it was told that its reports are lost."""
 
     def __init__(self) -> None:
-        self.first_number = 0
-        self.reports: list[Any] = []
+        self.stretches = [Stretch(0)]
         self.has_hole = False
 
-    def miss(self, error: ClientError) -> None:
-        """For `on_lost`."""
-        del error
-        self.has_hole = True
+    def begin(self, first_number: int) -> None:
+        """The first log-on was accepted."""
+        self.stretches[0].first_number = first_number
+
+    def report(self, report: Any) -> None:
+        """For `on_report`."""
+        self.stretches[-1].reports.append(report)
+
+    def miss(self, error: ReportsLostError) -> None:
+        """For `on_lost`: nothing is lost in one epoch, as the venue keeps more than there is."""
+        self.has_hole |= not error.is_other_epoch
+        self.stretches.append(Stretch(error.first_number + error.count))
 
 
 class Party:
@@ -160,10 +186,10 @@ class Party:
                 cancel_on_disconnect=self._mode,
                 cancel_grace_ms=50,
                 keepalive_ms=1_000,
-                on_report=life.reports.append,
+                on_report=life.report,
                 on_lost=life.miss,
             )
-            life.first_number = client.accepted.next_number
+            life.begin(client.accepted.next_number)
             self.session_id = client.accepted.session_id
             await self._live(client)
 
@@ -226,8 +252,7 @@ class Party:
         name = f"{self.session} {self.key}"
         if not self.lives or self.client is None or self.client.standing is not ClientState.READY:
             return f"{name} is not logged on"
-        life = self.lives[-1]
-        told = life.first_number - 1 + len(life.reports)
+        told = self.lives[-1].stretches[-1].next_number - 1
         count = len(self._truth.reports.get(self.session_id, []))
         if told != count:
             return f"{name}: {told} of {count} reports"
@@ -238,21 +263,25 @@ class Party:
         for life in self.lives:
             if life.has_hole:
                 raise Violation(f"{self.session}: reports that the venue has were not sent")
-            if life.first_number:
+            if life.stretches[0].first_number:
                 self._check_life(life)
+        if not self.lives[-1].stretches[-1].is_in(self._truth.eras[-1], self.session_id):
+            raise Violation(f"{self.session}: it has reports that are lost, and was not told")
         self._check_tickets()
 
     def _check_life(self, life: Life) -> None:
-        """Every report is what the journal said under its number. When durable records were lost
-        meanwhile, the numbers go on behind what is kept: from some report on it is the next era."""
-        eras = iter(self._truth.eras)
-        reports = next(eras).reports.get(self.session_id, [])
-        for number, report in enumerate(life.reports, life.first_number):
-            while number > len(reports) or _decoded(reports[number - 1]) != report:
-                era = next(eras, None)
-                if era is None:
-                    raise Violation(f"{self.session}: report {number} is another one, or not there")
-                reports = era.reports.get(self.session_id, [])
+        """Reports are what the journal said under their numbers. When durable records were lost
+        meanwhile, those of the next era come only after the client was told, in another epoch."""
+        eras = list(self._truth.eras)
+        for stretch in life.stretches:
+            while eras and not stretch.is_in(eras[0], self.session_id):
+                del eras[0]
+            if not eras:
+                raise Violation(
+                    f"{self.session}: the reports from {stretch.first_number} on are of no era"
+                )
+        if len(life.stretches) > len(self._truth.epochs):
+            raise Violation(f"{self.session}: told of a loss in the epoch that it was in")
 
     def _check_tickets(self) -> None:
         session, truth = self.session_id, self._truth
