@@ -464,6 +464,7 @@ CANARIES: Final[dict[str, Bug]] = {
         *(
             event_log_forgets,
             around.client_sends_again,
+            around.client_ignores_the_epoch,
             around.feed_skips_a_record,
             around.consumer_forgets,
         ),

@@ -5,6 +5,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import journal.damage
+from exchange.client.connector import Connector
 from exchange.client.consumer import Consumer
 from exchange.client.inbox import Inbox
 from exchange.client.tickets import Requests
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from tests.simulation.canaries import Patches
 
 __all__ = [
+    "client_ignores_the_epoch",
     "client_sends_again",
     "consumer_forgets",
     "consumer_is_silent",
@@ -106,6 +108,19 @@ def client_sends_again(patches: "Patches") -> None:
         return established_again
 
     patches.set(Inbox, "established", make)
+
+
+def client_ignores_the_epoch(patches: "Patches") -> None:
+    """The client asks for the report behind its last one, whatever has become of that."""
+
+    def make(make_log_on: Any) -> Any:
+        def make_in_any_epoch(connector: Any, hello: Any) -> Any:
+            connector._epoch = hello.epoch
+            return make_log_on(connector, hello)
+
+        return make_in_any_epoch
+
+    patches.set(Connector, "make_log_on", make)
 
 
 def feed_skips_a_record(patches: "Patches") -> None:

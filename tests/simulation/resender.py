@@ -41,6 +41,8 @@ class Resender:
         self.session_id = 0
         self.sent: list[NewOrder | CancelOrder] = []
         self.report_count = 0
+        self.epoch: int | None = None
+        """That these are of."""
         self.unanswered: set[int] = set()
         self.is_over = False
         self._truth = truth
@@ -70,14 +72,15 @@ class Resender:
             await asyncio.sleep(self._dice.random() * PAUSE_S)
 
     def log_on(self, hello: Hello, around: Surroundings) -> LogOn:
-        """The answer to a greeting: go on with the report behind the last one."""
+        """The answer to a greeting: go on with the report behind the last one, of this epoch."""
+        is_known = self.epoch in (None, hello.epoch)
         log_on = LogOn(
             major=wire.MAJOR,
             minor=wire.MINOR,
             key=public_key(self._key),
             session="stubborn",
             client_nonce=around.random_bytes(NONCE_SIZE),
-            next_number=self.report_count + 1,
+            next_number=self.report_count + 1 if is_known else 0,
             keepalive_ms=KEEPALIVE_MS,
             cancel_on_disconnect=0,
             cancel_grace_ms=0,
@@ -89,6 +92,10 @@ class Resender:
 
     def established(self, line: "_Line", accepted: LogOnAccepted) -> None:
         """Send again what the venue has not, and some of what it has."""
+        if self.epoch not in (None, line.epoch) and len(self._truth.epochs) == 1:
+            raise Violation(f"the epoch is {line.epoch}, it was {self.epoch}, and nothing was lost")
+        if self.epoch != line.epoch:
+            self.epoch, self.report_count = line.epoch, line.last_received
         self.session_id = accepted.session_id
         last = accepted.last_client_number
         if last > len(self.sent):
@@ -112,11 +119,9 @@ class Resender:
             self.unanswered.discard(message.number)
 
     def refused(self, message: LogOnRejected) -> None:
-        """The reports that it has had are gone, with the durable records that had them."""
+        """Whoever looks at the epoch never asks for a report that is gone."""
         if message.code == RejectCode.NUMBER_AHEAD:
-            if len(self._truth.eras) == 1:
-                raise Violation(f"report {self.report_count} is gone, and nothing was lost")
-            self.report_count = message.limit - 1
+            raise Violation(f"report {self.report_count} is gone, in the epoch {self.epoch}")
 
     def _act(self, line: "_Line") -> None:
         dice = self._dice
@@ -179,6 +184,17 @@ class _Line(asyncio.Protocol):
     @property
     def is_established(self) -> bool:
         return self._machine.state is State.ESTABLISHED
+
+    @property
+    def epoch(self) -> int:
+        """As the venue said in its greeting."""
+        assert self._machine.hello is not None
+        return self._machine.hello.epoch
+
+    @property
+    def last_received(self) -> int:
+        """Number of the last report; after the log-on, the one before the first that comes."""
+        return self._machine.last_received
 
     def send(self, message: Any) -> int:
         """Send it now; its number."""

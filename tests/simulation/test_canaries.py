@@ -27,6 +27,7 @@ FAVORED: Final = {
     "torn_end_unsynced": "lose_power_in_write",
     "aside_without_sync": "flicker",
     "start_without_sync": "kill_at",
+    "client_ignores_the_epoch": "repair_loss",
     "repair_in_the_same_term": "repair_loss",
     "repair_cuts_a_record_more": "repair_loss",
     "old_connection_goes_on": "takeover",
