@@ -133,6 +133,9 @@ def test_stop_answers_or_refuses_all_that_is_in_flight(
 def test_stop_waits_for_a_slow_disk(venue: VenueProcess, load: Load, bad_disk: Path) -> None:
     """Commands are on their way to the disk, and stay there, when it is told to stop; more come."""
     traders = load()
+    # A venue whose disk is quick syncs on the thread of its loop, and would stand still.
+    bad_disk.with_suffix(".slow").touch()
+    trade(traders, 2 * sum(trader.acknowledged_count for trader in traders))
     for trader in traders:
         while trader.unanswered:
             trader.read()
