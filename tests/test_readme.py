@@ -20,6 +20,8 @@ from exchange import cli
 from tests.source_tree import PACKAGES, SOURCE, files
 from tools.venue_settings import change_settings, own_settings
 
+pytestmark = pytest.mark.once
+
 EXCHANGE = [sys.executable, "-P", "-m", "exchange.cli"]
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(str(exchange.__file__)).parents[1])}

@@ -23,6 +23,8 @@ from tests.source_tree import (
     without_text,
 )
 
+pytestmark = pytest.mark.once
+
 COLUMNS_MAX = 100
 FUNCTION_LINES_MAX = 60
 CYTHON_FUNCTION_LINES_MAX = 75

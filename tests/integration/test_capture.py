@@ -37,6 +37,8 @@ from tests.tools.tshark import check_shown, need_tshark
 from tools.venue_process import FeedProcess
 from tools.venue_settings import change_settings
 
+pytestmark = pytest.mark.once
+
 CHANNEL: Final = 1
 ORDERS: Final = 40
 NUMBER, SNAPSHOT = SubscriptionStart.NUMBER, SubscriptionStart.SNAPSHOT

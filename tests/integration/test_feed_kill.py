@@ -48,6 +48,8 @@ from tests.integration.traders import INSTRUMENT_COUNT, Trader, make_traders, tr
 from tools.venue_process import FeedProcess, VenueProcess
 from tools.venue_settings import change_settings
 
+pytestmark = pytest.mark.once
+
 ROUNDS: Final = int(os.environ.get("BRIER_FEED_KILL_ROUNDS", "3"))
 KILLS: Final = ("feed", "venue", "both")
 ACKNOWLEDGED: Final = 200

@@ -33,6 +33,8 @@ from tests.integration.peer import Peer
 from tools.venue_process import FeedProcess, VenueProcess
 from tools.venue_settings import change_settings
 
+pytestmark = pytest.mark.once
+
 NETWORKS: Final = ("line_a", "line_b", "tcp")
 GROUPS: Final = ("239.255.66.1", "239.255.67.1")
 PORT: Final = 9100

@@ -40,6 +40,8 @@ from tests.integration.peer import Peer
 from tests.source_tree import SOURCE
 from tools.venue_process import FeedProcess, ReplicaProcess, VenueProcess
 
+pytestmark = pytest.mark.once
+
 WAIT_S: Final = 60.0
 """Only a failing test waits so long."""
 

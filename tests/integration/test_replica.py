@@ -17,6 +17,8 @@ import urllib.request
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 from exchange.core.engine import Engine
 from exchange.core.replay import replay_record, restore_engine
 from journal import FolderStorage, SnapshotDamaged, SnapshotFolder, SnapshotHead, read_only
@@ -26,6 +28,8 @@ from tests.integration.replica import Replica
 from tests.integration.traders import INSTRUMENT_COUNT, Trader, make_traders, trade
 from tools.venue_process import ReplicaProcess, VenueProcess
 from tools.venue_settings import change_settings
+
+pytestmark = pytest.mark.once
 
 ROUNDS: Final = int(os.environ.get("BRIER_REPLICA_KILL_ROUNDS", "3"))
 COMMANDS: Final = 300

@@ -11,6 +11,8 @@ import pytest
 
 from tests.source_tree import SOURCE
 
+pytestmark = pytest.mark.once
+
 ALERTS: Final = SOURCE / "systemd/alerts.yml"
 
 VENUE: Final = "brier"

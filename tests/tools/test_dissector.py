@@ -22,6 +22,8 @@ from tests.tools.captures import TCP, UDP, Capture, Flow
 from tests.tools.tshark import check_shown, run_tshark, shown
 from tools.dissector import make_dissector
 
+pytestmark = pytest.mark.once
+
 pack: Final = msgspec.msgpack.encode
 
 VECTORS: Final = Path(__file__).parents[1] / "vectors"

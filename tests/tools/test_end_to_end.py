@@ -182,6 +182,7 @@ def test_replay_of_hand_made_lines(tmp_path: Path) -> None:
     assert found["digest_before"] == found["digest_after"]
 
 
+@pytest.mark.once
 def test_bench() -> None:
     shape = ("--seconds", "1", "--runs", "1", "--connections", "2", "--in-flight", "16")
     found = figures("bench", *shape, "--seed", "5")
@@ -208,6 +209,7 @@ def test_bench() -> None:
     assert found["rows"] == [{name: found[name] for name in found["rows"][0]}]
 
 
+@pytest.mark.once
 def test_bench_latency() -> None:
     shape = ("--seconds", "1", "--runs", "1", "--connections", "2", "--rates", "2000")
     found = figures("bench", "--latency", *shape)
@@ -222,6 +224,7 @@ def test_bench_latency() -> None:
         assert row["market_data_lost"] == 0
 
 
+@pytest.mark.once
 def test_bench_feed_cost() -> None:
     shape = ("--seconds", "1", "--runs", "1", "--connections", "2", "--subscribers", "3")
     found = figures("bench", "--feed-cost", *shape)
@@ -234,6 +237,7 @@ def test_bench_feed_cost() -> None:
         assert (row["feed_cpu_share"] > 0) is (row["subscribers"] >= 0)
 
 
+@pytest.mark.once
 def test_bench_recovery() -> None:
     shape = ("--seconds", "1", "--runs", "1", "--connections", "2", "--every-commands", "5000")
     found = figures("bench", "--recovery", *shape)

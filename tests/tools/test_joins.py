@@ -21,6 +21,8 @@ from tools.bench_joins import Shape, check, digests_at, end_of, make_joins, spli
 from tools.errors import ToolError
 from tools.fanout_log import LogPlayer, make_records
 
+pytestmark = pytest.mark.once
+
 EXCHANGE: Final = [sys.executable, "-P", "-m", "exchange.cli"]
 ENVIRONMENT: Final = os.environ | {"PYTHONPATH": str(Path(str(exchange.__file__)).parents[1])}
 CONSUMERS: Final = 8

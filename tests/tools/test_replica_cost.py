@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from tools.bench_replica_cost import Kind, Shape, measure_kinds
+
+pytestmark = pytest.mark.once
 
 
 def test_with_and_without_snapshots(tmp_path: Path) -> None:
