@@ -170,7 +170,7 @@ def is_shut(venue: VenueProcess) -> bool:
     """Whether the venue lets nobody in any more."""
     try:
         socket.create_connection(venue.address, WAIT_S).close()
-    except ConnectionRefusedError:
+    except ConnectionError:  # Refused, or reset while it was being made.
         return True
     return False
 
