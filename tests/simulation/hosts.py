@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from signal import SIGTERM
 from typing import Any, Final
@@ -27,6 +28,7 @@ from exchange.feed.run import REFUSALS as FEED_REFUSALS
 from exchange.feed.run import Feed, Opened, end_of, run_feed
 from exchange.feed.surroundings import OtherFeed
 from exchange.feed.surroundings import Surroundings as FeedSurroundings
+from exchange.logs import Log
 from exchange.multicast import SNAPSHOT_GROUPS, DatagramSender
 from exchange.node.commit import Done
 from exchange.node.recovery import Surroundings as VenueSurroundings
@@ -406,6 +408,8 @@ class ReplicaProgram:
         self.settings = settings
         self.snapshots = snapshots
         self.service: ReplicaService | None = None
+        self.is_missing_events = False
+        """It has said that events/ lacks what it must have."""
 
     async def main(self, unit: Unit, process: Process) -> int:
         self.service = None
@@ -432,10 +436,14 @@ class ReplicaProgram:
             events=disk.open(process, "events"),
             snapshots=disk.open(process, "snapshots"),
             connect=_position_of(process),
-            log=log_of(process),
+            log=Log(process.clock.time_ns, partial(self._hear, process)),
             event_segment_size=settings.event_segment_size,
             reserve_size=RESERVE_SEGMENTS * settings.segment_size,
         )
+
+    def _hear(self, process: Process, line: str) -> None:
+        process.world.note(repr(process), "log", line)
+        self.is_missing_events |= "events/ has not" in line
 
 
 # Clients.
