@@ -52,9 +52,10 @@ OTHERWISE: Final = {
     # How much room there is, is looked at again later; only a start has to know.
     ("statfs", "data/commands"): {0, EXIT_STORAGE_FAILED},
     ("statfs", "data/events"): {0, EXIT_STORAGE_FAILED},
-    # For the socket of the position: one that cannot be had is a matter of the configuration.
+    # For the socket of the position: one that cannot be had is a matter of the configuration, one
+    # that cannot be taken away at the end is not.
     ("openat", "data"): {EXIT_CONFIGURATION},
-    ("unlink", "data/position"): {EXIT_CONFIGURATION},
+    ("unlink", "data/position"): {EXIT_CONFIGURATION, EXIT_STORAGE_FAILED},
 }
 """Exit codes of what is not the journal."""
 
